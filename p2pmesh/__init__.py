@@ -1,0 +1,1 @@
+"""A mesh of language models that nobody leads."""

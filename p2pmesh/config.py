@@ -1,0 +1,365 @@
+"""Every knob: its default, its unit, and where the number came from.
+
+Frozen values and the relations between them, nothing read from outside: files, environment and flags are
+merged in `peer.settings`. A default lives here and nowhere else. `docs/configuration.md` is generated from
+this file, so the text under each field is the manual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from p2pmesh.errors import ConfigError
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if not value > 0:
+            raise ConfigError(f"{type(section).__name__.lower()}.{name} must be above 0, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on what one query or one frame may hold. Breaking one is a clear refusal, never a cut."""
+
+    frame_bytes_max: int = 262_144
+    """Longest frame on the wire, in bytes. Room for a prompt of 128 KiB and its envelope."""
+    decode_items_max: int = 8_192
+    """Most msgpack items in one frame; 1 MB of empty maps would decode to 73 MB (measured)."""
+    decode_depth_max: int = 8
+    """Deepest nesting in one frame; our own messages need 6."""
+    prompt_bytes_max: int = 131_072
+    """Longest prompt, all messages together, in UTF-8 bytes."""
+    messages_max: int = 256
+    """Most messages in one conversation."""
+    max_tokens_max: int = 8_192
+    """Longest answer that may be asked for, in tokens."""
+    stop_max: int = 8
+    """Most stop texts in one query. OpenAI allows 4."""
+    stop_bytes_max: int = 256
+    """Longest stop text, in UTF-8 bytes."""
+    hops_max: int = 16
+    """Longest path of a query, in peers."""
+    excluded_max: int = 32
+    """Most peers a query may carry as dead or tried."""
+    records_per_frame_max: int = 32
+    """Most signed records in one frame, so that one stays under `frame_bytes_max`."""
+    digest_max: int = 1_024
+    """Most lines in one digest: the record cache."""
+    record_bytes_max: int = 7_000
+    """Longest signed record, in bytes: 16 skills of 384 bytes and their names."""
+    skills_max: int = 16
+    """Most skills of one peer."""
+    models_max: int = 16
+    """Most models of one peer."""
+    addresses_max: int = 8
+    """Most addresses of one peer."""
+    name_bytes_max: int = 64
+    """Longest name of a peer, a skill, a model or a zone, in UTF-8 bytes."""
+    dimensions_max: int = 1_024
+    """Longest vector, in dimensions. all-MiniLM-L6-v2 has 384."""
+    chunk_bytes_max: int = 16_384
+    """Longest text of one chunk, in UTF-8 bytes."""
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.__dataclass_fields__)
+        if self.prompt_bytes_max > self.frame_bytes_max // 2:
+            raise ConfigError("limits.prompt_bytes_max must be at most half of limits.frame_bytes_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Membership:
+    """Who is here: SWIM's probe, suspect, refute, over links only."""
+
+    probe_interval_s: float = 1.0
+    """Seconds between probes, each to one link in turn. As memberlist's LAN preset."""
+    probe_timeout_s: float = 0.15
+    """Seconds to the next of the direct tries. Three of them fit before the indirect ones (measured: removes
+    all but 2 of 2 443 wrong verdicts per node-hour at 10 % loss)."""
+    direct_tries: int = 3
+    """Direct probes before others are asked to probe."""
+    indirect_peers: int = 3
+    """Links asked to probe a silent one. As SWIM's k."""
+    suspicion_mult: float = 4.0
+    """A suspect is declared dead after `suspicion_mult * log10(max(10, links))` seconds. As memberlist."""
+    updates_per_frame_max: int = 12
+    """Most membership updates on one probe. 6 saturate at 512 peers (measured)."""
+    retransmit_mult: float = 4.0
+    """Each update is sent `retransmit_mult * log10(links + 1)` times. As memberlist."""
+    tombstone_s: float = 600.0
+    """Seconds the departed are remembered, so that stale gossip cannot bring them back. A guess: far longer
+    than any digest lives."""
+    members_max: int = 1_024
+    """Most peers known, the dead included."""
+    links_max: int = 48
+    """Most links kept. Detection scoped to them keeps its cost flat (measured)."""
+    redial_min_s: float = 0.5
+    """Seconds before a failed dial is tried again; doubles up to `redial_max_s`."""
+    redial_max_s: float = 30.0
+    """Most seconds between dials of one peer."""
+    dial_grace_s: float = 1.0
+    """Of two peers that know each other the lower id dials; the other waits this long, in seconds, and then
+    dials too, for the first may be unable to. A guess."""
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.__dataclass_fields__)
+        if self.probe_timeout_s * (self.direct_tries + 1) >= self.probe_interval_s:
+            raise ConfigError(
+                "membership.probe_timeout_s times direct_tries + 1 must stay below membership.probe_interval_s"
+            )
+        if self.redial_min_s > self.redial_max_s:
+            raise ConfigError("membership.redial_min_s must not exceed membership.redial_max_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gossip:
+    """What they can do (announced, pulled once) and how busy they are (pushed on change)."""
+
+    announce_rounds: int = 3
+    """Times a fresh record is announced to `fanout` links: 99.98 % of 100 000 peers (simulated); digests
+    reach the rest."""
+    announce_interval_s: float = 0.2
+    """Seconds between those rounds."""
+    fanout: int = 3
+    """Links told in each round."""
+    digest_interval_s: float = 5.0
+    """Seconds between digests, each to one random link."""
+    load_delta_s: float = 0.5
+    """Load is pushed when the finish time moved more than this, in seconds (simulated)."""
+    load_interval_min_s: float = 0.25
+    """Least seconds between two pushes of load."""
+    load_keepalive_s: float = 5.0
+    """Most seconds between two pushes of load."""
+    load_set_max: int = 32
+    """Most links that get our load."""
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.__dataclass_fields__)
+        if self.load_interval_min_s >= self.load_keepalive_s:
+            raise ConfigError("gossip.load_interval_min_s must stay below gossip.load_keepalive_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Where a query goes: least J = wait + work / speed + RTT + lambda * (1 - quality)."""
+
+    lambda_s: float = 20.0
+    """Seconds one whole unit of quality is worth: a 0.1 better answer may take 2 s longer. A choice."""
+    gain_min_s: float = 0.3
+    """Least gain, in seconds, for which a query is passed on (simulated)."""
+    gain_min_share: float = 0.1
+    """Least gain as a share of the time it would take here (simulated)."""
+    general_quality: float = 0.5
+    """Quality of a peer that declared nothing. A guess, between a wrong specialist and a right one."""
+    near: float = 0.35
+    """Cosine at and above which a skill covers a query wholly. Measured on 10 topics with all-MiniLM-L6-v2:
+    `python -m benchmarks.skills`."""
+    far: float = 0.12
+    """Cosine at and below which a skill has nothing to do with a query: there a specialist is worth
+    nothing, less than a general peer (a wrong adapter scored .015, a generalist .170: measured)."""
+    rtt_default_s: float = 0.005
+    """Round trip assumed for a peer that was never measured, in seconds. A LAN's."""
+    bytes_per_token: float = 4.0
+    """UTF-8 bytes of one token, to estimate a prompt. English text under most vocabularies."""
+    bytes_per_token_max: float = 8.0
+    """No prompt is refused unsent unless it would not fit even at this many bytes a token."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "near", "rtt_default_s", "bytes_per_token", "bytes_per_token_max")
+        if not -1.0 <= self.far < self.near <= 1.0:
+            raise ConfigError("routing.far must stay below routing.near, both within -1..1")
+        if not 0.0 <= self.general_quality <= 1.0:
+            raise ConfigError("routing.general_quality must lie within 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relay:
+    """Queries in flight."""
+
+    accept_timeout_s: float = 0.5
+    """Seconds of silence after which a forwarded query is offered to the next peer (simulated)."""
+    keepalive_s: float = 1.0
+    """Most seconds between two signs of life of a query that is being served, in seconds."""
+    silence_max_s: float = 3.0
+    """Seconds without a sign of life after which the peer that serves a query counts as lost."""
+    attempts_max: int = 8
+    """Most tries of one query."""
+    flights_max: int = 1_024
+    """Most queries in flight through one peer: asked, passed on or served."""
+    waiting_max: int = 64
+    """Most queries that wait for a slot of this peer's models. A full queue refuses, with a retry-after."""
+    seen_max: int = 4_096
+    """Most finished attempts remembered, so that a duplicate is answered and not served again."""
+
+    def __post_init__(self) -> None:
+        _positive(self, *self.__dataclass_fields__)
+        if self.keepalive_s >= self.silence_max_s:
+            raise ConfigError("relay.keepalive_s must stay below relay.silence_max_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """The wire."""
+
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    """Multiaddresses to listen on. Loopback by default: a peer without a mesh key must not be reachable
+    from outside. `/ip4/0.0.0.0/tcp/4001` opens it to the LAN."""
+    announce: tuple[str, ...] = ()
+    """Multiaddresses told to others instead of those listened on, for a forwarded port."""
+    join: tuple[str, ...] = ()
+    """Multiaddresses, ending in /p2p/ID, of peers to meet first. None of them has any power others lack."""
+    mdns: bool = False
+    """Announce and look for peers on the local network."""
+    mdns_interface: str = ""
+    """Address of the one interface mDNS uses; empty: all of them. Tests say 127.0.0.1."""
+    dial_discovered: bool = True
+    """Dial peers heard of through others. False keeps to `join` and whoever dials us: what a peer behind a
+    strict firewall lives with, and what `--topology line` shows."""
+    dial_timeout_s: float = 10.0
+    """Seconds a dial may take, handshakes included."""
+    outbox_frames_max: int = 1_024
+    """Most frames that wait for one link, of each priority. A full outbox ends the link."""
+    inbox_frames_max: int = 1_024
+    """Most received frames that wait to be handled; then reading pauses."""
+    inbound_streams_max: int = 8
+    """Most streams one connection may open to us; more ends it. One is needed."""
+    inbound_streams_per_s: float = 4.0
+    """Most new streams a second from one connection; more ends it."""
+    read_bytes: int = 65_536
+    """Bytes asked for at once: small reads cost a window update each (measured)."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            self,
+            "dial_timeout_s",
+            "outbox_frames_max",
+            "inbox_frames_max",
+            "inbound_streams_max",
+            "inbound_streams_per_s",
+            "read_bytes",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The models."""
+
+    threads: int = 1
+    """Threads of each model. All models of a machine together must not exceed its cores: two spinning threads
+    that contend are 5 to 10 times slower than one (measured)."""
+    slots: int = 8
+    """Queries one model runs at once, in one batch."""
+    context_tokens: int = 2_048
+    """Longest prompt plus answer of one query; cut to what the model was trained for."""
+    prefill_chunk: int = 96
+    """Prompt tokens read between two decode steps while others' answers stream."""
+    gpu_layers: int = 0
+    """Layers put on a GPU, where the build has one; -1: all."""
+    jobs_max: int = 256
+    """Most jobs one engine holds, running and waiting."""
+    load_timeout_s: float = 120.0
+    """Seconds a model may take to load before its process is ended."""
+    restart_min_s: float = 0.2
+    """Seconds before a crashed engine is started again; doubles up to `restart_max_s`."""
+    restart_max_s: float = 30.0
+    """Most seconds between restarts."""
+    crashes_max: int = 2
+    """Crashes while loading, in a row, after which a model file is quarantined."""
+    stall_max_s: float = 60.0
+    """Seconds an engine with work may stay silent before its process is ended."""
+
+    def __post_init__(self) -> None:
+        _positive(self, *(n for n in self.__dataclass_fields__ if n != "gpu_layers"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Http:
+    """The OpenAI-compatible door."""
+
+    bind: str = "127.0.0.1:0"
+    """HOST:PORT; port 0 takes a free one; empty: no HTTP. Loopback only until keys exist."""
+    body_bytes_max: int = 1_048_576
+    """Longest request body, in bytes."""
+    request_timeout_s: float = 120.0
+    """A query's whole budget when it comes in over HTTP, in seconds."""
+    requests_max: int = 256
+    """Most requests served at once; one more is answered 503 with a retry-after."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "body_bytes_max", "request_timeout_s", "requests_max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One model to serve: `[[models]]` in TOML."""
+
+    model: str
+    """A path to a GGUF file, or a name from the catalog ("smollm2-135m-instruct")."""
+    name: str = ""
+    """The name others ask for; empty: the file's."""
+    engine: str = "llama"
+    """"llama", or "echo": a model with no weights and a set speed, for tests."""
+    tokens_per_s: float = 50.0
+    """Speed of an echo model."""
+    digest: str = ""
+    """SHA-256 in hex the file must have; empty: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillConfig:
+    """One thing this peer is good at: `[[skills]]` in TOML."""
+
+    name: str
+    """What it is called."""
+    examples: tuple[str, ...] = ()
+    """A few prompts of the kind; their mean embedding is the skill's direction."""
+    quality: float = 0.8
+    """Claimed quality, 0..1. A guess until it is judged."""
+    model: str = ""
+    """The model that has it; empty: any of this peer's."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.quality <= 1.0:
+            raise ConfigError(f"skills.quality of {self.name!r} must lie within 0..1, not {self.quality!r}")
+        if not self.examples:
+            raise ConfigError(f"skill {self.name!r} needs at least one example prompt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole peer."""
+
+    name: str = ""
+    """For people; empty: the host's name."""
+    state: str = ""
+    """Directory of the key and the epoch; empty: $XDG_DATA_HOME/p2pmesh. Two peers cannot share one."""
+    system_prompt: str = "You are a helpful assistant. Answer in one short sentence."
+    """Put before a conversation that has no system message of its own; empty: none. The embedded default model
+    answers in broken French without it (measured)."""
+    models: tuple[ModelConfig, ...] = ()
+    """What to serve. Empty: a peer that asks and relays."""
+    skills: tuple[SkillConfig, ...] = ()
+    """What it is good at. Empty: a general skill."""
+    embedder: str = "auto"
+    """"auto": all-MiniLM-L6-v2 where set-up has made it; "hash": word hashing, for tests; "none"."""
+    limits: Limits = field(default_factory=Limits)
+    membership: Membership = field(default_factory=Membership)
+    gossip: Gossip = field(default_factory=Gossip)
+    routing: Routing = field(default_factory=Routing)
+    relay: Relay = field(default_factory=Relay)
+    net: Net = field(default_factory=Net)
+    engine: Engine = field(default_factory=Engine)
+    http: Http = field(default_factory=Http)
+
+    def __post_init__(self) -> None:
+        if len(self.models) > self.limits.models_max:
+            raise ConfigError(
+                f"{len(self.models)} models, at most {self.limits.models_max} (limits.models_max)"
+            )
+        if len(self.skills) > self.limits.skills_max:
+            raise ConfigError(
+                f"{len(self.skills)} skills, at most {self.limits.skills_max} (limits.skills_max)"
+            )
+        if self.net.outbox_frames_max < self.relay.waiting_max:
+            raise ConfigError("net.outbox_frames_max must not be below relay.waiting_max")

@@ -1,0 +1,122 @@
+"""What is asked, and the way it went.
+
+Plain values, shared by the protocol, the engines and the doors. Time is always *remaining* seconds, never a
+wall clock, because two machines' clocks do not agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+from p2pmesh.record import GENERAL, PeerId, Vector
+
+QueryId = NewType("QueryId", str)
+"""128 random bits as 32 hex digits."""
+
+AUTO = "auto"
+"""The model name that lets the mesh choose."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to sample an answer. The bounds are `config.QueryLimits`; who breaks them gets `bad_request`."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """None draws a fresh one; a fixed one repeats the same text on the same model and build."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, themselves left out."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One peer's handling of a query."""
+
+    peer: PeerId
+    name: str
+    why: str
+    """The decision taken there, for people: "serve 3.2 s, quality 0.80"."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question on its way."""
+
+    id: QueryId
+    origin: PeerId
+    messages: tuple[Message, ...]
+    options: Options = Options()
+    model: str = AUTO
+    zone: str = GENERAL
+    """Only peers with this label may see it."""
+    attempt: int = 0
+    """Counts the origin's tries; a higher one fences off the lower."""
+    vector: Vector | None = None
+    """What it is about, int8 shape (384,); None until a peer that can embed has seen it."""
+    space: str = ""
+    """The embedding space of `vector`."""
+    prompt_tokens: int = 0
+    """Exact length where an engine has told it, else 0."""
+    hops_left: int = 8
+    budget_s: float = 120.0
+    """Seconds that remain until the asker gives up."""
+    path: tuple[Hop, ...] = ()
+    """The peers it went through, this one last: forbids loops, explains the answer."""
+    excluded: tuple[PeerId, ...] = ()
+    """The dead and the tried."""
+
+    @property
+    def text(self) -> str:
+        """The last thing the user said: what the query is about."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def prompt_bytes(self) -> int:
+        """Length of all messages in UTF-8 bytes."""
+        return sum(len(m.content.encode("utf-8", "surrogatepass")) for m in self.messages)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer: the unit of "no gap, no duplicate"."""
+
+    query_id: QueryId
+    attempt: int
+    index: int
+    """Counts from 0 without a gap within an attempt."""
+    tokens: tuple[int, ...]
+    """Ids in the executor's vocabulary; several where steps were coalesced."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost, in tokens of the model that gave it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The whole end of an answer."""
+
+    usage: Usage
+    finish_reason: str
+    """"stop": the model or a stop text ended it; "length": `max_tokens` or the context did."""
+    model: str
+    digest: str
+    path: tuple[Hop, ...] = ()

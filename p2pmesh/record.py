@@ -1,0 +1,150 @@
+"""What a peer says of itself: who it is, what it can do, how busy it is.
+
+Plain values. This module knows no message, no wire and no clock; how records travel is `protocol.gossip`'s
+business, and how they are signed is `trust`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+PeerId = NewType("PeerId", str)
+"""A peer's identity: libp2p's peer id (the multihash of its public key) as base58 text."""
+
+Vector = NDArray[np.int8]
+"""A unit vector scaled to int8, shape (dimensions,): full width int8 loses nothing that routing needs
+(measured, research on 10 000 peers), and 384 dimensions are 384 bytes."""
+
+GENERAL = "general"
+"""The name of the skill that every topic is equally near to."""
+
+
+def quantise(vector: NDArray[np.floating]) -> Vector:
+    """Return `vector` scaled to the int8 unit sphere: shape kept, largest length 127.
+
+    Raises `ValueError` for a zero or non-finite vector, which has no direction.
+    """
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length) or length == 0.0:
+        raise ValueError("a vector needs a finite, non-zero length")
+    return np.rint(np.asarray(vector, dtype=np.float64) / length * 127.0).astype(np.int8)
+
+
+def cosine(a: Vector, b: Vector) -> float:
+    """Return the cosine of the angle between two vectors of one space, in -1..1."""
+    a32, b32 = a.astype(np.int32), b.astype(np.int32)
+    scale = float(np.sqrt(float(a32 @ a32) * float(b32 @ b32)))
+    return float(a32 @ b32) / scale if scale else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Skill:
+    """One thing a peer is good at: a direction in the embedding space, and how good it claims to be there."""
+
+    name: str
+    vector: Vector | None
+    """Direction, int8 shape (384,) in `Capability.space`; None for the general skill."""
+    quality: float = 0.5
+    """Claimed quality of its answers in this topic, 0..1."""
+    evaluations: int = 0
+    """How many judged answers the claim rests on; 0 is a declaration."""
+    model: str = ""
+    """The name of the model that has it; empty: any model of this peer."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Skill):
+            return NotImplemented
+        mine, theirs = (
+            (s.name, s.quality, s.evaluations, s.model, None if s.vector is None else s.vector.tobytes())
+            for s in (self, other)
+        )
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.model, self.quality))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model a peer serves, and how fast it measured it to be."""
+
+    name: str
+    digest: str
+    """SHA-256 of the model file, in hex: peers with the same digest have the same mind."""
+    context_tokens: int
+    """Longest prompt plus answer of one query, in tokens."""
+    prefill_tps: float
+    """Prompt tokens read per second of one uncontended slot."""
+    decode_tps: float
+    """Answer tokens written per second of one uncontended slot."""
+    slots: int
+    """Queries it runs at once."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a peer can do. Kilobytes; changes rarely; signed by its owner."""
+
+    space: str = ""
+    """Names the embedding model its skill vectors live in; empty: this peer cannot embed."""
+    skills: tuple[Skill, ...] = ()
+    models: tuple[ModelInfo, ...] = ()
+    """Empty: a peer that asks and relays, and answers nothing."""
+    zones: tuple[str, ...] = (GENERAL,)
+    """Labels of the data it may see."""
+
+    def model(self, name: str) -> ModelInfo | None:
+        """Return the model called `name`, or None."""
+        return next((m for m in self.models if m.name == name), None)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a peer is. Bytes; pushed when it moves."""
+
+    remaining_s: float = 0.0
+    """Seconds until its queue, as it stands, is served: a finish time, so it drains without messages."""
+    free_slots: int = 0
+    queued: int = 0
+    """Queries that wait for a slot."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which of two records of one peer is newer. Only the owner makes one: a new `epoch` each start, `seq`
+    within it. A peer refutes a suspicion of version v by publishing a newer one (SWIM's incarnation)."""
+
+    epoch: int
+    seq: int
+
+    def __lt__(self, other: Version) -> bool:
+        return (self.epoch, self.seq) < (other.epoch, other.seq)
+
+    def __le__(self, other: Version) -> bool:
+        return (self.epoch, self.seq) <= (other.epoch, other.seq)
+
+
+@dataclass(frozen=True)
+class PeerRecord:
+    """A peer as it describes itself."""
+
+    id: PeerId
+    version: Version
+    name: str = ""
+    """For people; not unique, proves nothing."""
+    addresses: tuple[str, ...] = ()
+    """Multiaddresses it listens on, without the peer id."""
+    capability: Capability = field(default_factory=Capability)
+
+
+@dataclass(frozen=True)
+class SignedRecord:
+    """A record with the exact bytes its owner signed, which are what is passed on."""
+
+    record: PeerRecord
+    body: bytes
+    signature: bytes
