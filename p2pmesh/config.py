@@ -106,7 +106,7 @@ class Membership:
         _positive(self, *self.__dataclass_fields__)
         if self.probe_timeout_s * (self.direct_tries + 1) >= self.probe_interval_s:
             raise ConfigError(
-                "membership.probe_timeout_s times direct_tries + 1 must stay below membership.probe_interval_s"
+                "membership.probe_timeout_s times direct_tries + 1 must stay below probe_interval_s"
             )
         if self.redial_min_s > self.redial_max_s:
             raise ConfigError("membership.redial_min_s must not exceed membership.redial_max_s")
@@ -335,8 +335,8 @@ class Config:
     state: str = ""
     """Directory of the key and the epoch; empty: $XDG_DATA_HOME/p2pmesh. Two peers cannot share one."""
     system_prompt: str = "You are a helpful assistant. Answer in one short sentence."
-    """Put before a conversation that has no system message of its own; empty: none. The embedded default model
-    answers in broken French without it (measured)."""
+    """Put before a conversation that has no system message of its own; empty: none. The embedded default
+    model answers in broken French without it (measured)."""
     models: tuple[ModelConfig, ...] = ()
     """What to serve. Empty: a peer that asks and relays."""
     skills: tuple[SkillConfig, ...] = ()

@@ -18,7 +18,7 @@ class ConfigError(MeshError, ValueError):
 
 
 class StateLocked(ConfigError):
-    """Another peer uses this state directory. Nothing was started; choose another directory or stop that peer."""
+    """Another peer uses this state directory. Nothing was started; choose another, or stop that peer."""
 
 
 class ProtocolError(MeshError):

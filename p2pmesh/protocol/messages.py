@@ -1,0 +1,204 @@
+"""What peers say to one another. Plain values; how they look as bytes is `codec`'s business alone.
+
+Every `Forward` that arrives is answered: `Accept`, `Refuse`, or tokens. There is no message that may be
+ignored in silence, except what is stale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from p2pmesh.errors import Reason
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
+from p2pmesh.record import Load, PeerId, SignedRecord, Version
+
+
+class Status(IntEnum):
+    """What is believed of a peer; of one version, the higher wins (SWIM)."""
+
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+    LEFT = 3
+
+
+@dataclass(frozen=True)
+class Update:
+    """A belief about a peer's `version`, piggybacked on probes."""
+
+    id: PeerId
+    status: Status
+    version: Version
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a digest: this version of this peer's record is to be had from me."""
+
+    id: PeerId
+    version: Version
+    distance: int
+    """Links between the sender and that peer; `DISTANCE_MAX`: no way known."""
+
+
+DISTANCE_MAX = 16
+"""Farther than any path: distance-vector routing's infinity."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Are you there? Answered by `Ack` with the same number."""
+
+    seq: int
+    updates: tuple[Update, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ack:
+    """I am (or, relayed: the one you asked me to probe is)."""
+
+    seq: int
+    updates: tuple[Update, ...] = ()
+
+
+@dataclass(frozen=True)
+class PingRequest:
+    """Please probe `target` for me; answered by `Ack` only if it answers you."""
+
+    seq: int
+    target: PeerId
+    updates: tuple[Update, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leave:
+    """I am going, on purpose."""
+
+    version: Version
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Fresh records, by name. Whoever lacks one pulls it."""
+
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """All the records I hold, by name. Answered by what differs: a `Pull`, an `Announce`."""
+
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Send me these records."""
+
+    ids: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records, byte for byte as their owners signed them."""
+
+    records: tuple[SignedRecord, ...]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How busy the sender is. Links keep their order, so the last one counts."""
+
+    load: Load
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Take this query: serve it, or pass it on."""
+
+    query: Query
+
+
+@dataclass(frozen=True)
+class Accept:
+    """I have it. Said at once, and again as a sign of life while no token flows."""
+
+    query_id: QueryId
+    attempt: int
+    placed: bool
+    """True: it sits where it will be answered, and `path` tells where."""
+    eta_s: float = 0.0
+    """Seconds until its answer is expected to be whole."""
+    path: tuple[Hop, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Not through me. Before the first token only; the sender has forgotten the query."""
+
+    query_id: QueryId
+    attempt: int
+    reason: Reason
+    detail: str = ""
+    retry_after_s: float = 0.0
+    prompt_tokens: int = 0
+    """Exact length of the prompt, where an engine told it; else 0."""
+    dead: tuple[PeerId, ...] = ()
+    """Peers found dead on the way."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The next piece of an answer."""
+
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class End:
+    """The answer is whole. A stream that stops without it has failed."""
+
+    query_id: QueryId
+    attempt: int
+    ended: Ended
+
+
+@dataclass(frozen=True)
+class Error:
+    """The answer broke after its first token."""
+
+    query_id: QueryId
+    attempt: int
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nobody waits for this any more: free the slot."""
+
+    query_id: QueryId
+    attempt: int
+
+
+PeerMessage: TypeAlias = (
+    Ping
+    | Ack
+    | PingRequest
+    | Leave
+    | Announce
+    | Digest
+    | Pull
+    | Records
+    | LoadReport
+    | Forward
+    | Accept
+    | Refuse
+    | Tokens
+    | End
+    | Error
+    | Cancel
+)
+"""All of them."""
