@@ -359,7 +359,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], Field]:
         m.Accept: _struct(m.Accept, *ident, _boolean(), seconds, parts["path"]),
         m.Refuse: _struct(m.Refuse, *ident, reason, detail, seconds, count, dead),
         m.Tokens: _struct(m.Tokens, chunk),
-        m.End: _struct(m.End, *ident, ended),
+        m.End: _struct(m.End, *ident, count, ended),
         m.Error: _struct(m.Error, *ident, reason, detail),
         m.Cancel: _struct(m.Cancel, *ident),
     }

@@ -51,6 +51,7 @@ class Machine:
         """Return what is to be done about `event`, in order. `now` must not fall."""
         assert now >= self._now, "time runs forward"
         self._now = now
+        self.relay.expire(now)
         self._dispatch(event, now)
         self.membership.advance(now)
         self.relay.advance(now)

@@ -162,6 +162,8 @@ class End:
 
     query_id: QueryId
     attempt: int
+    chunks: int
+    """How many there were, so that a lost last one is noticed."""
     ended: Ended
 
 

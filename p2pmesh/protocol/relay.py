@@ -175,8 +175,7 @@ class Relay:
         if flight is None or chunk.index < flight.index:
             return
         if chunk.index > flight.index:
-            self._send_cancel(flight)
-            self._end_badly(flight, Reason.PEER_LOST, "a piece of the answer went missing", now)
+            self._lost_piece(flight, now)
             return
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
@@ -185,8 +184,16 @@ class Relay:
     def on_end(self, peer: PeerId, message: End, now: float) -> None:
         """The answer is whole."""
         flight = self._flight_to(peer, message.query_id, message.attempt)
-        if flight is not None:
-            self._complete(flight, message.ended)
+        if flight is None:
+            return
+        if message.chunks != flight.index:
+            self._lost_piece(flight, now)
+            return
+        self._complete(flight, message.ended)
+
+    def _lost_piece(self, flight: Flight, now: float) -> None:
+        self._send_cancel(flight)
+        self._end_badly(flight, Reason.PEER_LOST, "a piece of the answer went missing", now)
 
     def on_error(self, peer: PeerId, message: Error, now: float) -> None:
         """The answer broke downstream."""
@@ -245,15 +252,15 @@ class Relay:
 
     # -- time -----------------------------------------------------------------------------------------
 
+    def expire(self, now: float) -> None:
+        """End what is out of time. Called before each event, so that nothing is delivered too late."""
+        for flight in [f for f in self.flights.values() if now >= f.deadline]:
+            self._stop_work(flight)
+            self._end_badly(flight, Reason.DEADLINE, "the query's time budget was spent", now)
+
     def advance(self, now: float) -> None:
-        """Do what is due: expire, give up on the silent, give signs of life."""
+        """Do what is due: give up on the silent, give signs of life."""
         for flight in list(self.flights.values()):
-            if self.flights.get(flight.query.id) is not flight:
-                continue
-            if now >= flight.deadline:
-                self._stop_work(flight)
-                self._end_badly(flight, Reason.DEADLINE, "the query's time budget was spent", now)
-                continue
             if flight.downstream is not None and now >= flight.silent_at:
                 silent = flight.downstream
                 self._send_cancel(flight)
@@ -338,7 +345,7 @@ class Relay:
         if flight.upstream is None:
             self._out.append(Deliver(flight.query.id, ended))
         else:
-            self._out.append(Send(flight.upstream, End(flight.query.id, flight.query.attempt, ended)))
+            self._out.append(Send(flight.upstream, End(flight.query.id, flight.query.attempt, flight.index, ended)))
         self._forget(flight)
 
     def _nobody_left(self, flight: Flight, decision: Decision, now: float) -> None:
