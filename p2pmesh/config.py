@@ -222,6 +222,9 @@ class Net:
     """Most frames that wait for one link, of each priority. A full outbox ends the link."""
     inbox_frames_max: int = 1_024
     """Most received frames that wait to be handled; then reading pauses."""
+    connections_max: int = 256
+    """Most connections at once, at most half of them not yet links; one more is closed unheard. A guess: five
+    times `membership.links_max`."""
     inbound_streams_max: int = 8
     """Most streams one connection may open to us; more ends it. One is needed."""
     inbound_streams_per_s: float = 4.0
@@ -235,6 +238,7 @@ class Net:
             "dial_timeout_s",
             "outbox_frames_max",
             "inbox_frames_max",
+            "connections_max",
             "inbound_streams_max",
             "inbound_streams_per_s",
             "read_bytes",
@@ -277,7 +281,7 @@ class Engine:
 class Http:
     """The OpenAI-compatible door."""
 
-    bind: str = "127.0.0.1:0"
+    bind: str = "127.0.0.1:7411"
     """HOST:PORT; port 0 takes a free one; empty: no HTTP. Loopback only until keys exist."""
     body_bytes_max: int = 1_048_576
     """Longest request body, in bytes."""
@@ -304,6 +308,9 @@ class ModelConfig:
     """Speed of an echo model."""
     digest: str = ""
     """SHA-256 in hex the file must have; empty: any."""
+    system_prompt: str | None = None
+    """Put before a conversation that has no system message of its own. None: nothing, but for the embedded
+    default model, which answers in broken French without one (measured)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,9 +341,6 @@ class Config:
     """For people; empty: the host's name."""
     state: str = ""
     """Directory of the key and the epoch; empty: $XDG_DATA_HOME/p2pmesh. Two peers cannot share one."""
-    system_prompt: str = "You are a helpful assistant. Answer in one short sentence."
-    """Put before a conversation that has no system message of its own; empty: none. The embedded default
-    model answers in broken French without it (measured)."""
     models: tuple[ModelConfig, ...] = ()
     """What to serve. Empty: a peer that asks and relays."""
     skills: tuple[SkillConfig, ...] = ()

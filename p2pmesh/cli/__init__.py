@@ -1,0 +1,1 @@
+"""The verbs: short, no logic."""

@@ -1,0 +1,1 @@
+"""The model: knows neither the mesh nor an event loop."""

@@ -1,0 +1,1 @@
+"""The door: OpenAI-compatible HTTP for programs that know nothing of meshes."""

@@ -1,0 +1,1 @@
+"""The peer: machine, model and wire."""

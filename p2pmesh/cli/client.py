@@ -1,0 +1,93 @@
+"""A running peer, over loopback HTTP: what every verb but `up` and `demo` talks to.
+
+Standard library only, so that a verb answers in a fraction of a second: neither libp2p nor llama.cpp is
+imported on this side.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from p2pmesh.peer import state
+
+TIMEOUT_S = 150.0
+"""Seconds to wait for a byte: longer than any query's budget."""
+
+
+class NoPeer(Exception):
+    """No peer runs there."""
+
+
+class Unsuccessful(Exception):
+    """The peer answered with an error; `code` is OpenAI's."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def find(url: str | None, directory: str) -> str:
+    """Return the base URL: `url`, or that of the peer that runs in `directory`. Raises NoPeer."""
+    if url:
+        return url
+    path = state.directory(directory)
+    running = state.running(path)
+    if running is None:
+        raise NoPeer(
+            f"no peer runs in {path}: start one with `p2pmesh up`, or name another with --state or --url"
+        )
+    if not running.get("http"):
+        raise NoPeer(f"the peer in {path} was started without HTTP")
+    return str(running["http"])
+
+
+def call(base: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Return the JSON that the peer at `base` answers. Raises NoPeer or Unsuccessful."""
+    with _response(base, method, path, body) as response:
+        return json.loads(response.read())
+
+
+def events(base: str, path: str, body: dict[str, Any]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """Yield each server-sent event of the answer, with the response's headers. Raises as `call` does, and
+    Unsuccessful for an error event or a stream that is cut."""
+    with _response(base, "POST", path, body) as response:
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        for line in response:
+            text = line.decode("utf-8").strip()
+            if text == "data: [DONE]":
+                return
+            if text.startswith("data: "):
+                event = json.loads(text[len("data: ") :])
+                _check(event)
+                yield headers, event
+        raise Unsuccessful("the answer was cut off", "peer_lost")
+
+
+@contextmanager
+def _response(
+    base: str, method: str, path: str, body: dict[str, Any] | None
+) -> Iterator[http.client.HTTPResponse]:
+    where = urlsplit(base if "//" in base else f"//{base}")
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
+    try:
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"content-type": "application/json"})
+        response = connection.getresponse()
+        if response.status >= 400:
+            _check(json.loads(response.read()))
+        yield response
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        raise NoPeer(f"no peer answers at {base}: {exc}") from None
+    finally:
+        connection.close()
+
+
+def _check(body: Any) -> None:
+    error = body.get("error") if isinstance(body, dict) else None
+    if error:
+        raise Unsuccessful(str(error.get("message")), str(error.get("code")))

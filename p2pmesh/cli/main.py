@@ -1,0 +1,210 @@
+"""`p2pmesh`: the verbs. Each imports what it needs when it runs, so that the quick ones stay quick.
+
+stdout is data, stderr is talk. Exit codes: 0 well, 1 an error, 2 wrong usage, 3 no peer runs, 4 no peer
+serves the model, 5 out of time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from p2pmesh.cli import client
+from p2pmesh.cli.up import up
+
+_CODES = {"model_not_found": 4, "deadline_exceeded": 5}
+
+
+class _Verbs(click.Group):
+    """Names the nearest verb to a wrong one, and turns our errors into one line and an exit code."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb meant. Raises UsageError, naming the nearest."""
+        import difflib
+
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            near = difflib.get_close_matches(args[0], list(self.commands), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"no verb {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except client.NoPeer as exc:
+            _stop(str(exc), 3)
+        except client.Unsuccessful as exc:
+            _stop(str(exc), _CODES.get(exc.code, 1))
+
+
+def _stop(text: str, code: int) -> None:
+    click.echo(f"p2pmesh: {text}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2pmesh")
+def main() -> None:
+    """A mesh of language models that nobody leads."""
+
+
+main.add_command(up)
+
+
+@main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def demo(args: tuple[str, ...]) -> None:
+    """Start a mesh on this machine, ask it a few questions, and check the answers."""
+    from p2pmesh.cli.demo import demo as run
+
+    run.main(list(args), prog_name="p2pmesh demo")
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of every verb that talks to a running peer."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option("--state", default="", envvar="P2PMESH_STATE", help="Its state directory."),
+        click.option("--url", default=None, envvar="P2PMESH_URL", help="Its base URL."),
+    ):
+        function = option(function)
+    return function
+
+
+@main.command()
+@_verb
+@click.argument("prompt", nargs=-1, required=True)
+@click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
+@click.option("--max-tokens", type=int, default=None, help="Longest answer.")
+@click.option("--temperature", type=float, default=None, help="0 takes the likeliest token each time.")
+@click.option("--route", is_flag=True, help="Say on stderr who answered, and the way there.")
+def ask(
+    prompt: tuple[str, ...],
+    model: str,
+    max_tokens: int | None,
+    temperature: float | None,
+    route: bool,
+    url: str | None,
+    state: str,
+    as_json: bool,
+) -> None:
+    """Ask the mesh. The answer goes to stdout as it comes."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": " ".join(prompt)}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    for name, value in (("max_tokens", max_tokens), ("temperature", temperature)):
+        if value is not None:
+            body[name] = value
+    text, way, usage = "", [""], None
+    for headers, event in client.events(client.find(url, state), "/v1/chat/completions", body):
+        way = headers.get("x-p2pmesh-route", "").split(",")
+        usage = event.get("usage", usage)
+        for choice in event["choices"]:
+            piece = choice["delta"].get("content") or ""
+            text += piece
+            if not as_json:
+                click.echo(piece, nl=False)
+    if as_json:
+        click.echo(json.dumps({"text": text, "served_by": way[-1], "path": way, "usage": usage}))
+        return
+    click.echo()
+    if route:
+        click.echo(f"answered by {' > '.join(way)}", err=True)
+
+
+@main.command()
+@_verb
+def status(url: str | None, state: str, as_json: bool) -> None:
+    """How the running peer is."""
+    told = client.call(client.find(url, state), "GET", "/mesh/v1/status")
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['name']}  {told['id']}")
+    click.echo(f"{told['alive']} peers alive, {told['links']} links, {told['flights']} queries in flight")
+    for address in told["addresses"]:
+        click.echo(f"join at {address}")
+    for engine in told["engines"]:
+        detail = f": {engine['detail']}" if engine["detail"] else ""
+        click.echo(f"{engine['name']} is {engine['state']}{detail} (pid {engine['pid']})")
+
+
+@main.command()
+@_verb
+def peers(url: str | None, state: str, as_json: bool) -> None:
+    """Who is here, as seen by the running peer."""
+    told = client.call(client.find(url, state), "GET", "/mesh/v1/peers")
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    head = ("NAME", "ID", "LINKS", "RTT", "SKILLS", "MODELS", "WAIT")
+    _table([head, *map(_peer_row, told["peers"])])
+
+
+@main.command()
+@_verb
+@click.argument("prompt", nargs=-1, required=True)
+@click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
+def explain(prompt: tuple[str, ...], model: str, url: str | None, state: str, as_json: bool) -> None:
+    """Where a prompt would go from the running peer, and why; nobody is asked."""
+    body = {"prompt": " ".join(prompt), "model": model}
+    told = client.call(client.find(url, state), "POST", "/mesh/v1/explain", body)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(told["why"])
+    head = ("PEER", "MODEL", "SKILL", "QUALITY", "WAIT", "WORK", "RTT", "J", "")
+    _table([head, *map(_scored_row, told["table"])])
+
+
+@main.command(name="id")
+@_verb
+def id_(url: str | None, state: str, as_json: bool) -> None:
+    """The running peer's id, and where others can join it."""
+    told = client.call(client.find(url, state), "GET", "/mesh/v1/status")
+    if as_json:
+        click.echo(json.dumps({name: told[name] for name in ("id", "name", "addresses")}))
+        return
+    click.echo("\n".join(told["addresses"] or [told["id"]]))
+
+
+@main.command()
+@_verb
+def stop(url: str | None, state: str, as_json: bool) -> None:
+    """End the running peer; it says goodbye to its neighbours first."""
+    told = client.call(client.find(url, state), "POST", "/mesh/v1/stop", {})
+    if as_json:
+        click.echo(json.dumps(told))
+
+
+def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        peer["name"],
+        peer["id"][-8:],
+        "out of reach" if peer["distance"] < 0 else str(peer["distance"]),
+        "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms",
+        ", ".join(skill["name"] for skill in peer["skills"]),
+        ", ".join(model["name"] for model in peer["models"]),
+        "" if peer["load"] is None else f"{peer['load']['remaining_s']:.1f} s",
+    )
+
+
+def _scored_row(row: dict[str, Any]) -> tuple[str, ...]:
+    seconds = [f"{row[name]:.2f} s" for name in ("wait_s", "work_s", "rtt_s", "j_s")]
+    return (row["peer"], row["model"], row["skill"], f"{row['quality']:.2f}", *seconds, row["why_not"] or "")
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

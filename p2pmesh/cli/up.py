@@ -1,0 +1,167 @@
+"""`p2pmesh up`, which is `python -m p2pmesh.peer`: a peer and its HTTP door, until a signal ends it.
+
+Flags beat the environment, which beats the file, which beats the defaults. What is heavy is imported when it
+runs, so that `p2pmesh --help` is not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pmesh.errors import MeshError
+
+
+class _Flags(click.Command):
+    """Names the nearest flag to a wrong one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse. Raises UsageError, naming the nearest flag."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            known = [name for param in self.params for name in param.opts]
+            near = difflib.get_close_matches(exc.option_name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"no option {exc.option_name}{hint}", ctx) from None
+
+
+@click.command(cls=_Flags, context_settings={"auto_envvar_prefix": "P2PMESH", "show_default": False})
+@click.option(
+    "--model", "models", multiple=True, metavar="PATH-or-NAME", help="A model to serve; repeatable."
+)
+@click.option("--no-model", is_flag=True, help="Serve none: ask and relay only.")
+@click.option("--engine", type=click.Choice(["llama", "echo"]), default=None, help="What runs the models.")
+@click.option("--tokens-per-s", type=float, default=None, help="Speed of --engine echo.")
+@click.option(
+    "--skill", "skills", multiple=True, metavar="NAME=FILE", help="A skill and its example prompts."
+)
+@click.option("--name", default=None, help="What people call this peer.")
+@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where to listen; repeatable.")
+@click.option("--join", multiple=True, metavar="MULTIADDR", help="A peer to meet first; repeatable.")
+@click.option("--mdns/--no-mdns", default=None, help="Look for peers on the local network.")
+@click.option("--http", metavar="HOST:PORT", default=None, help='Where to serve HTTP; "" for nowhere.')
+@click.option("--state", default=None, metavar="DIR", help="Where the key is kept.")
+@click.option("--config", "config_file", default=None, metavar="FILE", help="A TOML file with all of this.")
+@click.option("--json", "as_json", is_flag=True, help="Say one JSON object when ready.")
+@click.option("-v", "--verbose", count=True, help="Log to stderr; twice for more.")
+def up(config_file: str | None, as_json: bool, verbose: int, **flags: Any) -> None:
+    """Start a peer, and serve it until SIGTERM or Ctrl-C."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for foreign in ("libp2p", "multiaddr", "zeroconf"):
+        logging.getLogger(foreign).setLevel(max(level, logging.ERROR))
+    try:
+        config = _config(config_file, flags)
+        _run(config, as_json)
+    except MeshError as exc:
+        from p2pmesh.errors import ConfigError
+
+        click.echo(f"p2pmesh: {exc}", err=True)
+        sys.exit(2 if type(exc) is ConfigError else 1)
+
+
+def _config(config_file: str | None, flags: dict[str, Any]) -> Any:
+    """The settings of file and flags together."""
+    from p2pmesh.peer import settings
+
+    over: dict[str, Any] = {}
+    for name in ("name", "state"):
+        if flags[name] is not None:
+            over[name] = flags[name]
+    for section, name in (("net", "mdns"), ("net", "listen"), ("net", "join")):
+        if flags[name] not in (None, ()):
+            value = flags[name]
+            over.setdefault(section, {})[name] = list(value) if isinstance(value, tuple) else value
+    if flags["http"] is not None:
+        over["http"] = {"bind": flags["http"]}
+    models = _models(flags)
+    if models is not None:
+        over["models"] = models
+    if flags["skills"]:
+        over["skills"] = [_skill(text) for text in flags["skills"]]
+    config = settings.load(config_file, over)
+    if not config.models and not flags["no_model"]:
+        config = settings.with_default_model(config)
+    return config
+
+
+def _models(flags: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The models that flags name; None: none, so that a file's stand."""
+    if flags["no_model"]:
+        return []
+    names = flags["models"] or (("echo",) if flags["engine"] == "echo" else ())
+    common = {"engine": flags["engine"], "tokens_per_s": flags["tokens_per_s"]}
+    given = {name: value for name, value in common.items() if value is not None}
+    return [{"model": name, **given} for name in names] or None
+
+
+def _skill(text: str) -> dict[str, Any]:
+    from p2pmesh.errors import ConfigError
+    from p2pmesh.peer import settings
+
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file:
+        raise ConfigError(f"--skill must be NAME=FILE, not {text!r}")
+    return {"name": name, "examples": list(settings.examples(Path(file)))}
+
+
+def _run(config: Any, as_json: bool) -> None:
+    import trio
+
+    from p2pmesh.peer.background import background
+
+    async def main() -> None:
+        stop = trio.Event()
+        async with background() as nursery:
+            nursery.start_soon(_until_signal, stop)
+            await _serve(config, as_json, stop)
+
+    trio.run(main)
+
+
+async def _until_signal(stop: Any) -> None:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            stop.set()
+
+
+async def _serve(config: Any, as_json: bool, stop: Any) -> None:
+    from contextlib import AsyncExitStack
+
+    from p2pmesh.gateway.server import open_gateway
+    from p2pmesh.peer import state
+    from p2pmesh.peer.peer import open_peer
+
+    async with AsyncExitStack() as stack:
+        peer = await stack.enter_async_context(open_peer(config))
+        url = ""
+        if config.http.bind:
+            url = await stack.enter_async_context(open_gateway(peer, stop.set))
+        models = [model.name for model in peer.members()[0].capability.models]
+        ready = {
+            "id": peer.id,
+            "name": peer.name,
+            "addresses": list(peer.addresses),
+            "http": url,
+            "models": models,
+            "pid": os.getpid(),
+        }
+        stack.enter_context(state.announced(peer.state_directory, ready))
+        if as_json:
+            click.echo(json.dumps(ready))
+        else:
+            serves = ", ".join(models) or "no model"
+            click.echo(f"{peer.name} is up: {serves}; HTTP {url or 'off'}; join {' '.join(peer.addresses)}")
+        sys.stdout.flush()
+        await stop.wait()

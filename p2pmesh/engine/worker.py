@@ -1,0 +1,180 @@
+"""The child process a model lives in: `python -m p2pmesh.engine.worker`.
+
+Requests come in on stdin, events go out on stdout, both as `engine.frames`. One thread owns the model and
+steps it; another reads. It knows nothing of the mesh and holds no key. It ends with its parent: the end of
+stdin is the end of the process, at once and from within any computation.
+
+(Linux could also signal the parent's death, but by PR_SET_PDEATHSIG that means the *thread* that started us,
+and trio starts processes from a thread that retires after ten idle seconds.)
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from p2pmesh.engine import frames
+from p2pmesh.engine.base import (
+    DETAIL_CHARS_MAX,
+    Abort,
+    Alive,
+    Embed,
+    Engine,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    LoadFailed,
+    Request,
+    Stop,
+)
+from p2pmesh.errors import EngineError, ModelLoadError, Reason
+
+INBOX_MAX = 1_024
+"""Most requests read and not yet taken; then the pipe fills, and the parent's own bound holds."""
+ALIVE_S = 1.0
+"""Most seconds of work without a word to the parent, as far as single steps allow."""
+_READ_BYTES = 65_536
+
+Inbox = queue.Queue[Request]
+
+
+def main() -> NoReturn:
+    """Serve one model until told to stop. Exits with 1 when it could not be loaded."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts must not end up in a core file
+    out = _private_stdout()
+    inbox: Inbox = queue.Queue(INBOX_MAX)
+    threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
+    load = inbox.get()
+    if not isinstance(load, Load):
+        raise EngineError("the first request must be Load")
+    try:
+        engine = open_engine(load)
+    except ModelLoadError as error:
+        _write(out, [LoadFailed(str(error)[:DETAIL_CHARS_MAX])])
+        sys.exit(1)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    _write(out, [replace(engine.ready, memory_bytes=memory)])
+    serve(engine, inbox, out)
+
+
+def open_engine(load: Load) -> Engine:
+    """Load what `load` describes. Raises `ModelLoadError`; a hostile file may also end the process."""
+    if load.kind == "echo":
+        from p2pmesh.engine.echo import Echo
+
+        return Echo(load, load.name or "echo")
+    from p2pmesh.engine import digest, gguf_file
+
+    path = Path(load.path)
+    gguf_file.check(path)
+    try:
+        found = digest.sha256_of(path)
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from None
+    if load.digest and found != load.digest.lower():
+        raise ModelLoadError(f"{path.name} has the digest {found}, not {load.digest.lower()}")
+    name = load.name or path.stem
+    if load.kind == "embed":
+        from p2pmesh.engine.vectors import open_vectors
+
+        return open_vectors(load, name, found)
+    from p2pmesh.engine.schedule import open_schedule
+
+    return open_schedule(load, name, found)
+
+
+def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
+    """Step the engine for ever. What one step brings goes out in one write."""
+    spoken = time.monotonic()
+    while True:
+        events: list[Event] = []
+        for request in _take(inbox, engine.wait_s()):
+            if isinstance(request, (Generate, Embed)):
+                events += _submit(engine, request)
+            elif isinstance(request, Abort):
+                events += engine.abort(request.job)
+        wait_s = engine.wait_s()
+        if wait_s == 0.0:
+            events += engine.step()
+        now = time.monotonic()
+        if not events and wait_s is not None and now - spoken >= ALIVE_S:
+            events = [Alive()]
+        if events:
+            spoken = now
+            _write(out, events)
+
+
+def _submit(engine: Engine, request: Generate | Embed) -> list[Event]:
+    try:
+        return engine.submit(request)
+    except ValueError as error:
+        return [Failed(request.job, Reason.BAD_REQUEST, str(error)[:DETAIL_CHARS_MAX])]
+
+
+def _take(inbox: Inbox, wait_s: float | None) -> list[Request]:
+    """Return all requests that have come, after at most `wait_s` seconds (None: after the first)."""
+    taken: list[Request] = []
+    try:
+        if wait_s is None:
+            taken.append(inbox.get())
+        elif wait_s > 0:
+            taken.append(inbox.get(timeout=min(wait_s, ALIVE_S)))
+        while True:
+            taken.append(inbox.get_nowait())
+    except queue.Empty:
+        return taken
+
+
+def _read(inbox: Inbox, parent: int) -> NoReturn:
+    """Read requests until the stream ends, and the process with it: there is nothing to save."""
+    reader = frames.RequestReader()
+    try:
+        while data := os.read(0, _READ_BYTES):
+            for request in reader.feed(data):
+                if isinstance(request, Stop):
+                    os._exit(0)
+                _put(inbox, request, parent)
+    except (EngineError, OSError) as error:
+        os.write(2, f"{error}\n".encode())
+        os._exit(2)
+    os._exit(0)
+
+
+def _put(inbox: Inbox, request: Request, parent: int) -> None:
+    while True:
+        try:
+            return inbox.put(request, timeout=ALIVE_S)
+        except queue.Full:
+            # Nobody reads the pipe meanwhile, so its end would not be seen.
+            if os.getppid() != parent:
+                os._exit(0)
+
+
+def _private_stdout() -> int:
+    """Return stdout under another number, and send what C code prints there to stderr."""
+    out = os.dup(1)
+    os.dup2(2, 1)
+    return out
+
+
+def _write(out: int, events: list[Event]) -> None:
+    data = memoryview(b"".join(map(frames.encode, events)))
+    try:
+        while data:
+            data = data[os.write(out, data) :]
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The routes: what can be asked over HTTP, and what a browser may not.
+
+Only names and sizes are judged here; chat is `chat`'s, shapes are `openai`'s.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from p2pmesh.errors import MeshError, Reason
+from p2pmesh.gateway import chat, openai
+from p2pmesh.peer.peer import Member, Peer
+from p2pmesh.query import AUTO
+
+
+class _Explain(msgspec.Struct):
+    prompt: str
+    model: str = AUTO
+
+
+class OwnHostOnly:
+    """Refuses requests that a foreign web page made a browser send (DNS rebinding, cross-site posts)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what names this machine, in Host and, where there is one, in Origin."""
+        if scope["type"] == "http":
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            host = f"//{headers.get('host', '')}"
+            if not _is_loopback(host) or not _is_loopback(headers.get("origin", host)):
+                body = openai.error("this door answers to this machine only", "forbidden", 403)
+                await JSONResponse(body, 403)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
+    """Return the ASGI application of `peer`; `stop` ends the process that serves it."""
+    door = _Door(peer, stop)
+    routes = [
+        Route("/v1/models", door.models),
+        Route("/v1/chat/completions", door.chat, methods=["POST"]),
+        Route("/mesh/v1/status", door.status),
+        Route("/mesh/v1/peers", door.peers),
+        Route("/mesh/v1/explain", door.explain, methods=["POST"]),
+        Route("/mesh/v1/stop", door.stop, methods=["POST"]),
+        Route("/healthz", door.health),
+    ]
+    handlers: Any = {
+        openai.BadRequest: lambda _, exc: chat.bad_request(exc),
+        MeshError: lambda _, exc: chat.mesh_failure(exc),
+        HTTPException: _http_error,
+    }
+    return Starlette(routes=routes, middleware=[Middleware(OwnHostOnly)], exception_handlers=handlers)
+
+
+def _http_error(request: Request, failure: HTTPException) -> Response:
+    text = f"{request.method} {request.url.path}: {failure.detail}"
+    return JSONResponse(openai.error(text, "not_found", failure.status_code), failure.status_code)
+
+
+class _Door:
+    """The endpoints of one peer."""
+
+    def __init__(self, peer: Peer, stop: Callable[[], None]) -> None:
+        self._peer = peer
+        self._stop = stop
+        self._requests = 0
+
+    async def chat(self, request: Request) -> Any:
+        config = self._peer.config.http
+        if self._requests >= config.requests_max:
+            body = openai.error("too many requests are being served", Reason.OVERLOADED.value, 503)
+            return JSONResponse(body, 503, {"retry-after": "1"})
+        parsed = openai.parse(await chat.body_of(request, config.body_bytes_max))
+        reply = chat.ChatReply(self._peer, parsed, self._finished)
+        self._requests += 1
+        return reply
+
+    def _finished(self) -> None:
+        self._requests -= 1
+
+    async def models(self, request: Request) -> Response:
+        served: dict[str, list[str]] = {AUTO: []}
+        for member in self._peer.members():
+            if member.alive and member.distance >= 0:
+                for model in member.capability.models:
+                    served.setdefault(model.name, []).append(member.name)
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "p2pmesh", "peers": peers}
+            for name, peers in served.items()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def status(self, request: Request) -> Response:
+        return JSONResponse(self._peer.status())
+
+    async def peers(self, request: Request) -> Response:
+        return JSONResponse({"peers": [_member(member) for member in self._peer.members()]})
+
+    async def explain(self, request: Request) -> Response:
+        body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
+        try:
+            asked = msgspec.json.decode(body, type=_Explain)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise openai.BadRequest(str(exc)) from None
+        decision = await self._peer.explain(asked.prompt, model=asked.model)
+        rows = [
+            {
+                "peer": row.name,
+                "id": row.peer,
+                "model": row.model,
+                "skill": row.skill,
+                "quality": round(row.quality, 4),
+                "wait_s": round(row.wait_s, 4),
+                "work_s": round(row.work_s, 4),
+                "rtt_s": round(row.rtt_s, 6),
+                "j_s": round(row.j_s, 4),
+                "why_not": row.why_not.value if row.why_not else None,
+            }
+            for row in decision.table
+        ]
+        return JSONResponse({"decision": decision.kind.value, "why": decision.explain(), "table": rows})
+
+    async def stop(self, request: Request) -> Response:
+        self._stop()
+        return JSONResponse({"stopping": True})
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"ok": True})
+
+
+def _member(member: Member) -> dict[str, Any]:
+    capability, load = member.capability, member.load
+    return {
+        "id": member.id,
+        "name": member.name,
+        "alive": member.alive,
+        "linked": member.linked,
+        "distance": member.distance,
+        "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1e3, 3),
+        "addresses": list(member.addresses),
+        "skills": [{"name": s.name, "quality": s.quality} for s in capability.skills],
+        "models": [
+            {
+                "name": m.name,
+                "digest": m.digest,
+                "context_tokens": m.context_tokens,
+                "prefill_tokens_per_s": round(m.prefill_tps, 1),
+                "decode_tokens_per_s": round(m.decode_tps, 1),
+                "slots": m.slots,
+            }
+            for m in capability.models
+        ],
+        "load": None
+        if load is None
+        else {
+            "remaining_s": round(load.remaining_s, 3),
+            "free_slots": load.free_slots,
+            "queued": load.queued,
+        },
+    }

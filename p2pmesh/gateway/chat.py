@@ -1,0 +1,152 @@
+"""One chat completion over HTTP, from its body to its last byte.
+
+It knows ASGI and the peer. The client's going away is watched for all the while, and cancels the work on
+every hop, streaming or not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import trio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from p2pmesh.errors import MeshError, QueryError, Reason
+from p2pmesh.gateway import openai
+from p2pmesh.peer.answer import Answer
+from p2pmesh.peer.peer import Peer
+
+_log = logging.getLogger("p2pmesh.gateway")
+
+
+class ChatReply:
+    """An ASGI application that answers one chat request."""
+
+    def __init__(self, peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> None:
+        """`done` is called once, when it is over. Raises BadRequest before anything was asked."""
+        limits = peer.config.limits
+        self._peer = peer
+        self._request = request
+        self._messages = openai.messages(request, limits)
+        self._options = openai.options(request, limits)
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_watch, receive, nursery.cancel_scope)
+                await self._answer(scope, receive, send)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._done()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        budget_s = self._peer.config.http.request_timeout_s
+        stream = self._peer.stream(
+            self._messages, model=self._request.model, options=self._options, budget_s=budget_s
+        )
+        async with stream as answer:
+            try:
+                if self._request.stream:
+                    await answer.begun()
+                else:
+                    await answer.whole()
+            except QueryError as failure:
+                await refusal(failure)(scope, receive, send)
+                return
+            if self._request.stream:
+                await self._send_stream(answer, send)
+            else:
+                await self._whole(answer)(scope, receive, send)
+
+    def _whole(self, answer: Answer) -> Response:
+        body = openai.completion(
+            answer.id, int(time.time()), answer.model, answer.text, answer.finish_reason, answer.usage
+        )
+        return JSONResponse(body, headers=_way(answer))
+
+    async def _send_stream(self, answer: Answer, send: Send) -> None:
+        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        headers.update(_way(answer))
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        created, model = int(time.time()), self._request.model
+
+        async def event(body: Any) -> None:
+            data = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+            text = f"data: {data}\n\n".encode()
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+
+        try:
+            await event(openai.chunk(answer.id, created, model, "", first=True))
+            async for piece in answer:
+                await event(openai.chunk(answer.id, created, model, piece.text))
+            await event(openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason))
+            if self._request.wants_usage:
+                await event(openai.usage_chunk(answer.id, created, model, answer.usage))
+        except QueryError as failure:
+            # The status is long sent: the error comes as an event, and the stream ends whole, not cut.
+            await event(openai.query_error(failure)[1])
+        await event("[DONE]")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _watch(receive: Receive, scope: trio.CancelScope) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            scope.cancel()
+            return
+
+
+def refusal(failure: QueryError) -> Response:
+    """Return the response to a query that ended before its first piece."""
+    status, body = openai.query_error(failure)
+    headers = {"x-p2pmesh-route": ",".join(map(quote, failure.path))}
+    if failure.retry_after_s is not None or status == 503:
+        headers["retry-after"] = str(max(1, round(failure.retry_after_s or 1.0)))
+    return JSONResponse(body, status, headers)
+
+
+def _way(answer: Answer) -> dict[str, str]:
+    """Headers that name who answered and the way there; names are quoted, for anybody chooses his own."""
+    route = [quote(hop.name) for hop in answer.path]
+    return {
+        "x-p2pmesh-query": answer.id,
+        "x-p2pmesh-served-by": route[-1] if route else "",
+        "x-p2pmesh-route": ",".join(route),
+    }
+
+
+async def body_of(request: Request, bytes_max: int) -> bytes:
+    """Return the request's body. Raises BadRequest when it is longer than `bytes_max`."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > bytes_max:
+            raise openai.BadRequest(
+                f"the body is longer than {bytes_max} bytes", None, "body_too_large", status=413
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
+def bad_request(failure: openai.BadRequest) -> Response:
+    """Return the response to a body that is wrong."""
+    return JSONResponse(
+        openai.error(str(failure), failure.code, failure.status, failure.param), failure.status
+    )
+
+
+def mesh_failure(failure: MeshError) -> Response:
+    """Return the response to anything else of ours that went wrong."""
+    _log.error("a request failed: %s", failure)
+    return JSONResponse(openai.error(str(failure), Reason.ENGINE_FAILED.value, 502), 502)

@@ -1,0 +1,233 @@
+"""OpenAI's words for our values: request bodies in, response bodies out. Pure: no HTTP, no peer.
+
+What a request asks for and we cannot do is refused by name; what merely decorates it (user, metadata, …) is
+ignored, since clients send a good deal of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from p2pmesh.config import Limits
+from p2pmesh.errors import QueryError, Reason
+from p2pmesh.query import AUTO, Message, Options, Usage
+
+STATUS = {
+    Reason.OVERLOADED: 503,
+    Reason.NO_ROUTE: 503,
+    Reason.MODEL_NOT_FOUND: 404,
+    Reason.TOO_LONG: 400,
+    Reason.DEADLINE: 504,
+    Reason.PEER_LOST: 502,
+    Reason.ENGINE_FAILED: 502,
+    Reason.CANCELLED: 499,
+    Reason.VISITED: 503,
+    Reason.ABSTAINED: 503,
+    Reason.BAD_REQUEST: 400,
+}
+"""HTTP status of each reason."""
+_TEMPERATURE_MAX = 2.0
+_ROLES = {"developer": "system"}
+
+
+class BadRequest(Exception):
+    """The body is wrong; `param` names the field."""
+
+    def __init__(
+        self, message: str, param: str | None = None, code: str = Reason.BAD_REQUEST.value, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.param, self.code, self.status = param, code, status
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str = ""
+
+
+class _Turn(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool = False
+
+
+class ChatRequest(msgspec.Struct):
+    """The body of /v1/chat/completions, as far as it is understood."""
+
+    messages: list[_Turn]
+    model: str = AUTO
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk that carries the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+_DECODER = msgspec.json.Decoder(ChatRequest)
+
+
+def parse(body: bytes) -> ChatRequest:
+    """Return the request in `body`. Raises BadRequest, naming the field."""
+    try:
+        request = _DECODER.decode(body)
+    except msgspec.ValidationError as exc:
+        text, _, where = str(exc).partition(" - at `$.")
+        raise BadRequest(text, where.rstrip("`") or None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadRequest(f"the body is not JSON: {exc}") from None
+    _refuse_unsupported(request)
+    return request
+
+
+def _refuse_unsupported(request: ChatRequest) -> None:
+    if request.n not in (None, 1):
+        raise BadRequest("n: one answer at a time is given here", "n")
+    for name in ("tools", "functions", "logprobs"):
+        if getattr(request, name):
+            raise BadRequest(f"{name} are not supported", name, "unsupported_parameter")
+    kind = (request.response_format or {"type": "text"}).get("type")
+    if kind != "text":
+        raise BadRequest(
+            f"response_format {kind!r} is not supported", "response_format", "unsupported_parameter"
+        )
+
+
+def messages(request: ChatRequest, limits: Limits) -> tuple[Message, ...]:
+    """Return the conversation. Raises BadRequest where it is not one of texts."""
+    if not request.messages:
+        raise BadRequest("a conversation needs at least one message", "messages")
+    if len(request.messages) > limits.messages_max:
+        raise BadRequest(f"at most {limits.messages_max} messages", "messages")
+    return tuple(_message(turn, i) for i, turn in enumerate(request.messages))
+
+
+def _message(turn: _Turn, index: int) -> Message:
+    param = f"messages[{index}]"
+    role = _ROLES.get(turn.role, turn.role)
+    if role not in ("system", "user", "assistant"):
+        raise BadRequest(f"unknown role {turn.role[:32]!r}", f"{param}.role")
+    if isinstance(turn.content, list):
+        if any(part.type != "text" for part in turn.content):
+            raise BadRequest("only text parts are understood", f"{param}.content")
+        return Message(role, "\n".join(part.text for part in turn.content))
+    return Message(role, turn.content or "")
+
+
+def options(request: ChatRequest, limits: Limits) -> Options:
+    """Return how to sample. Raises BadRequest for a value out of bounds."""
+    defaults = Options()
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if len(stop) > limits.stop_max or any(not 1 <= len(s.encode()) <= limits.stop_bytes_max for s in stop):
+        raise BadRequest(f"at most {limits.stop_max} stop texts of 1..{limits.stop_bytes_max} bytes", "stop")
+    asked = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    return Options(
+        max_tokens=_within("max_tokens", asked, defaults.max_tokens, 1, limits.max_tokens_max),
+        temperature=_within("temperature", request.temperature, defaults.temperature, 0.0, _TEMPERATURE_MAX),
+        top_p=_within("top_p", request.top_p, defaults.top_p, 1e-6, 1.0),
+        seed=None if request.seed is None else request.seed % 2**32,
+        stop=stop,
+    )
+
+
+def _within(name: str, value: Any, default: Any, low: Any, high: Any) -> Any:
+    if value is None:
+        return default
+    if not low <= value <= high:
+        raise BadRequest(f"{name} must lie within {low}..{high}, not {value}", name)
+    return value
+
+
+# -- answers ------------------------------------------------------------------------------------------
+
+
+def usage(value: Usage) -> dict[str, int]:
+    """Return `usage` as OpenAI counts it."""
+    return {
+        "prompt_tokens": value.prompt_tokens,
+        "completion_tokens": value.completion_tokens,
+        "total_tokens": value.prompt_tokens + value.completion_tokens,
+    }
+
+
+def completion(
+    ident: str, created: int, model: str, text: str, finish_reason: str, spent: Usage
+) -> dict[str, Any]:
+    """Return the body of a whole answer."""
+    return {
+        "id": f"chatcmpl-{ident}",
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text},
+                "finish_reason": finish_reason,
+                "logprobs": None,
+            }
+        ],
+        "usage": usage(spent),
+    }
+
+
+def chunk(
+    ident: str,
+    created: int,
+    model: str,
+    text: str | None = None,
+    *,
+    first: bool = False,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    """Return one piece of a streamed answer."""
+    delta: dict[str, str] = {"role": "assistant"} if first else {}
+    if text is not None:
+        delta["content"] = text
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    return _chunk(ident, created, model, [choice])
+
+
+def usage_chunk(ident: str, created: int, model: str, spent: Usage) -> dict[str, Any]:
+    """Return the last piece, where usage was asked for."""
+    return {**_chunk(ident, created, model, []), "usage": usage(spent)}
+
+
+def _chunk(ident: str, created: int, model: str, choices: list[Any]) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{ident}",
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "choices": choices,
+    }
+
+
+def error(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """Return the body of an error."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def query_error(failure: QueryError) -> tuple[int, dict[str, Any]]:
+    """Return status and body of a query that ended badly."""
+    status = STATUS[failure.reason]
+    param = "model" if failure.reason is Reason.MODEL_NOT_FOUND else None
+    return status, error(str(failure), failure.reason.value, status, param)

@@ -1,0 +1,77 @@
+"""The HTTP server. The only import of hypercorn, so that another could take its place."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import hypercorn.config
+import hypercorn.trio
+
+from p2pmesh.errors import ConfigError, ListenError
+from p2pmesh.gateway.app import create_app
+from p2pmesh.peer.background import background
+from p2pmesh.peer.peer import Peer
+
+_log = logging.getLogger("p2pmesh.gateway")
+_GRACE_S = 1.0
+"""Seconds that running requests have when the server ends."""
+
+
+@asynccontextmanager
+async def open_gateway(peer: Peer, stop: Callable[[], None]) -> AsyncIterator[str]:
+    """Serve `peer` over HTTP where its `http.bind` says, and yield the base URL.
+
+    `stop` is called when somebody asks the peer to end. Raises ConfigError for an address that is not
+    loopback or not HOST:PORT, ListenError when it is taken; nothing is served then.
+    """
+    host, port = _parse(peer.config.http.bind)
+    listener = _bind(host, port)
+    try:
+        config = hypercorn.config.Config()
+        config.graceful_timeout = _GRACE_S
+        config.include_server_header = False
+        config.errorlog = logging.getLogger("p2pmesh.gateway.http")
+        config.accesslog = None
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it from here on
+        app = create_app(peer, stop)
+        async with background() as nursery:
+            await nursery.start(hypercorn.trio.serve, app, config)
+            yield url
+    finally:
+        listener.close()
+
+
+def _parse(bind: str) -> tuple[str, int]:
+    host, _, port = bind.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"http.bind must be HOST:PORT, not {bind!r}")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(f"http.bind must be a loopback address, not {host!r}: HTTP has no keys yet")
+    return host, int(port)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as exc:
+        listener.close()
+        raise ListenError(
+            f"cannot serve HTTP on {host}:{port}: {exc.strerror}; choose another with --http HOST:PORT"
+        ) from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,125 @@
+"""What the asker holds: an answer that arrives piece by piece, and ends whole or in an error.
+
+It knows neither wire nor protocol: outcomes are put in, pieces come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import trio
+
+from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
+from p2pmesh.protocol import events as e
+from p2pmesh.query import Chunk, Ended, Hop, QueryId, Usage
+from p2pmesh.record import PeerId
+
+_ERRORS: dict[Reason, type[QueryError]] = {
+    Reason.OVERLOADED: Refused,
+    Reason.BAD_REQUEST: Refused,
+    Reason.TOO_LONG: Refused,
+    Reason.DEADLINE: BudgetSpent,
+}
+
+
+class Answer:
+    """An answer on its way. Iterate over it for its pieces; afterwards `text` and the rest are whole.
+
+    One task may iterate. What has not been read is kept, at most `max_tokens` of it.
+    """
+
+    def __init__(self, query_id: QueryId) -> None:
+        self.id = query_id
+        self.text = ""
+        """What has arrived so far."""
+        self.usage = Usage()
+        self.finish_reason = ""
+        self.model = ""
+        self.path: tuple[Hop, ...] = ()
+        """The peers it went through; the last one answers. Known before the first piece."""
+        self.asked_at = trio.current_time()
+        self.first_at = math.nan
+        """When the first piece came, on trio's clock."""
+        self.ended_at = math.nan
+        self._chunks: deque[Chunk] = deque()
+        self._error: QueryError | None = None
+        self._over = False
+        self._news = trio.Event()
+
+    @property
+    def served_by(self) -> PeerId | None:
+        """The peer that answers, once it is known."""
+        return self.path[-1].peer if self.path else None
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first piece; NaN before it."""
+        return self.first_at - self.asked_at
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second after the first piece; NaN before the end, or of a single token."""
+        seconds = self.ended_at - self.first_at
+        count = self.usage.completion_tokens - 1
+        return count / seconds if count > 0 and seconds > 0 else math.nan
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """Return the next piece. Raises QueryError when the answer breaks; its `partial` holds what came."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._over:
+                raise StopAsyncIteration
+            await self._news.wait()
+        await trio.lowlevel.checkpoint()
+        return self._chunks.popleft()
+
+    async def begun(self) -> None:
+        """Wait for the first piece or the end. Raises QueryError when it ended badly before any piece."""
+        while not self._chunks and not self._over:
+            await self._news.wait()
+        if self._error is not None and not self._chunks:
+            raise self._error
+
+    async def whole(self) -> Answer:
+        """Wait for the end, and return this answer. Raises QueryError."""
+        async for _ in self:
+            pass
+        return self
+
+    def put(self, outcome: e.Deliver | e.Fail) -> None:
+        """Take the next thing that came of the query. For the driver."""
+        if isinstance(outcome, e.Fail):
+            self._fail(outcome)
+        else:
+            match outcome.item:
+                case e.Placed(path=path):
+                    self.path = path
+                case Chunk() as chunk:
+                    self.text += chunk.text
+                    self.first_at = trio.current_time() if math.isnan(self.first_at) else self.first_at
+                    self._chunks.append(chunk)
+                case Ended() as ended:
+                    self.usage, self.finish_reason = ended.usage, ended.finish_reason
+                    self.model, self.path = ended.model, ended.path
+                    self._over, self.ended_at = True, trio.current_time()
+        self._news.set()
+        self._news = trio.Event()
+
+    def _fail(self, fail: e.Fail) -> None:
+        self._over, self.ended_at = True, trio.current_time()
+        self.path = fail.path or self.path
+        interrupted = bool(self.text) and fail.reason is not Reason.DEADLINE
+        kind = AnswerInterrupted if interrupted else _ERRORS.get(fail.reason, NoRoute)
+        self._error = kind(
+            fail.detail or fail.reason.value,
+            reason=fail.reason,
+            query_id=self.id,
+            path=tuple(hop.name for hop in self.path),
+            partial=self.text,
+            retry_after_s=fail.retry_after_s or None,
+        )

@@ -1,0 +1,365 @@
+"""A model in a child process, kept alive: the trio side of `engine.worker`.
+
+Knows processes and pipes, and nothing of the mesh or of llama.cpp. Its law: every job handed in ends in
+exactly one `Finished`, `Embedded` or `Failed`, whatever happens to the child; only an aborted one ends
+silently. Nothing here ever blocks the caller, and `on_event` is never called from within a call of theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from p2pmesh import config as settings
+from p2pmesh.engine import base, frames
+from p2pmesh.errors import EngineError, LocalProtocolError, ModelLoadError, Reason
+from p2pmesh.query import Message, Options
+from p2pmesh.record import ModelInfo
+
+STDERR_BYTES_MAX = 4_096
+"""What is kept of a child's last words."""
+STDERR_LINES = 3
+"""Lines of them that are shown when it crashes."""
+GRACE_S = 1.0
+"""Seconds a child has to exit when asked, and again when told, before it is killed."""
+_READ_BYTES = 65_536
+
+State = Literal["loading", "ready", "restarting", "quarantined", "closed"]
+
+
+@dataclass(frozen=True)
+class EngineUp:
+    """The engine takes jobs."""
+
+    info: ModelInfo
+
+
+@dataclass(frozen=True)
+class EngineDown:
+    """The engine takes no jobs. Each job it had has failed already."""
+
+    detail: str
+    quarantined: bool
+    """Whether it stays down: its model cannot be loaded, or crashes while it is."""
+
+
+OnEvent = Callable[["EngineHandle", base.Event | EngineUp | EngineDown], None]
+
+
+class EngineHandle:
+    """One engine, as its peer holds it. Returned by `open_engine`; its methods never block."""
+
+    def __init__(self, spec: base.Load, config: settings.Engine, on_event: OnEvent) -> None:
+        self.state: State = "loading"
+        self.detail = "the model is being loaded"
+        """For people: why it is in this state."""
+        self.info: ModelInfo | None = None
+        self.space = ""
+        """The embedding space of its vectors; empty: it does not embed, or was never ready."""
+        self.dimensions = 0
+        self.memory_bytes = 0
+        self.pid: int | None = None
+        self.restarts = 0
+        """How often it was started again."""
+        self._spec, self._config, self._on_event = spec, config, on_event
+        self._jobs: dict[str, bool] = {}
+        """Jobs that have not ended, and whether they are wanted still."""
+        self._refusals: deque[base.Failed] = deque()
+        self._refused = trio.Event()
+        self._outbox: trio.MemorySendChannel[bytes] | None = None
+        self._changed = trio.Event()
+        self._heard = 0.0
+        """When the child last said anything, or was last given a job while it had none."""
+        self._served = False
+        """Whether this child has ended a job well."""
+
+    def generate(self, job: str, messages: tuple[Message, ...], options: Options) -> None:
+        """Start an answer. Raises `LocalProtocolError` when a job of that name is alive."""
+        self._submit(base.Generate(job, messages, options))
+
+    def embed(self, job: str, texts: tuple[str, ...]) -> None:
+        """Start embedding at most `base.TEXTS_MAX` texts. Raises as `generate` does."""
+        self._submit(base.Embed(job, texts))
+
+    def abort(self, job: str) -> None:
+        """End a job. No event of it follows. A job that has ended, or never was, is ignored."""
+        for refusal in [r for r in self._refusals if r.job == job]:
+            self._refusals.remove(refusal)
+        if self._jobs.get(job):
+            self._jobs[job] = False
+            self._send(base.Abort(job))
+
+    async def wait_ready(self) -> None:
+        """Wait until it takes jobs. Raises `ModelLoadError` when it never will."""
+        while self.state != "ready":
+            if self.state in ("quarantined", "closed"):
+                raise ModelLoadError(self.detail)
+            await self._changed.wait()
+
+    # ---------------------------------------------------------------- jobs
+
+    def _submit(self, request: base.Generate | base.Embed) -> None:
+        job = request.job
+        if job in self._jobs or any(r.job == job for r in self._refusals):
+            raise LocalProtocolError(f"there is a job {job!r} already")
+        if self.state != "ready":
+            self._refuse(base.Failed(job, Reason.ENGINE_FAILED, f"the engine is {self.state}: {self.detail}"))
+        elif len(self._jobs) >= self._config.jobs_max:
+            self._refuse(base.refused(job, self._config.jobs_max))
+        else:
+            if not self._jobs:
+                self._heard = trio.current_time()
+            try:
+                # What the child would hang up on is refused here.
+                frames.RequestReader().feed(frames.encode(request))
+            except EngineError as error:
+                self._refuse(base.Failed(job, Reason.BAD_REQUEST, str(error)[: base.DETAIL_CHARS_MAX]))
+            else:
+                self._jobs[job] = True
+                self._send(request)
+
+    def _refuse(self, failed: base.Failed) -> None:
+        self._refusals.append(failed)
+        self._refused.set()
+
+    def _send(self, request: base.Request) -> None:
+        assert self._outbox is not None
+        # It cannot be full: a job has at most two frames in it, and there are at most `jobs_max`.
+        with suppress(trio.BrokenResourceError):
+            self._outbox.send_nowait(frames.encode(request))
+
+    def _handle(self, event: base.Event) -> None:
+        """Take one event of the child. Raises `EngineError` when it is out of place."""
+        self._heard = trio.current_time()
+        if isinstance(event, base.Ready):
+            self._on_ready(event)
+        elif isinstance(event, base.LoadFailed):
+            raise _Unloadable(event.detail)
+        elif not isinstance(event, base.Alive):
+            wanted = self._jobs.get(event.job)
+            if wanted is None:
+                raise EngineError(f"it answered a job that does not exist: {event.job!r}")
+            if not isinstance(event, base.Generated):
+                del self._jobs[event.job]
+                self._served = self._served or not isinstance(event, base.Failed)
+            if wanted:
+                self._on_event(self, event)
+
+    def _on_ready(self, ready: base.Ready) -> None:
+        if self.state == "ready":
+            raise EngineError("it was ready twice")
+        self.info, self.space, self.dimensions = ready.info, ready.space, ready.dimensions
+        self.memory_bytes = ready.memory_bytes
+        self._become("ready", "")
+        self._on_event(self, EngineUp(ready.info))
+
+    def _become(self, state: State, detail: str) -> None:
+        self.state, self.detail = state, detail
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _fail_all(self, detail: str) -> None:
+        jobs, self._jobs = self._jobs, {}
+        for job, wanted in jobs.items():
+            if wanted:
+                self._on_event(self, base.Failed(job, Reason.ENGINE_FAILED, detail))
+
+    async def _deliver_refusals(self) -> None:
+        while True:
+            await self._refused.wait()
+            self._refused = trio.Event()
+            self._flush_refusals()
+
+    def _flush_refusals(self) -> None:
+        while self._refusals:
+            self._on_event(self, self._refusals.popleft())
+
+    # ---------------------------------------------------------------- the child
+
+    async def _supervise(self) -> None:
+        """Start the child, again and again. Returns once it is quarantined."""
+        crashes, pause_s = 0, self._config.restart_min_s
+        while True:
+            detail, unloadable = await self._live()
+            crashes = 0 if self.state == "ready" else crashes + 1
+            if self._served:
+                pause_s = self._config.restart_min_s
+            quarantined = unloadable or crashes >= self._config.crashes_max
+            if quarantined and not unloadable:
+                detail = f"quarantined after {crashes} crashes while loading: {detail}"
+            self._become("quarantined" if quarantined else "restarting", detail)
+            self._fail_all(detail)
+            self._on_event(self, EngineDown(detail, quarantined))
+            if quarantined:
+                return
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, self._config.restart_max_s)
+            self.restarts += 1
+
+    async def _live(self) -> tuple[str, bool]:
+        """Run one child until it dies. Returns why, and whether its model cannot be loaded at all."""
+        try:
+            process = await _spawn()
+        except OSError as error:
+            return f"no process can be started: {error}", False
+        self.pid, self._served = process.pid, False
+        words = bytearray()
+        why, unloadable = "", False
+        try:
+            await self._converse(process, words)
+        except _Unloadable as error:
+            why, unloadable = str(error), True
+        except EngineError as error:
+            why = str(error)
+        finally:
+            self._outbox = None
+            with trio.CancelScope(shield=True):
+                # One that was cancelled mid-conversation is healthy, and stops when its stdin ends.
+                await _end(process, GRACE_S if not why else 0.0)
+            self.pid = None
+        return (why if unloadable else _epitaph(process, why, words)), unloadable
+
+    async def _converse(self, process: trio.Process, words: bytearray) -> None:
+        """Pass frames both ways until the child's stream ends. Raises `EngineError` when it misbehaves."""
+        outbox, queue = trio.open_memory_channel[bytes](2 * self._config.jobs_max + 1)
+        self._outbox = outbox
+        outbox.send_nowait(frames.encode(self._spec))
+        failure: list[EngineError] = []
+        async with trio.open_nursery() as nursery, outbox, queue:
+            nursery.start_soon(_write, process, queue)
+            nursery.start_soon(_collect, process, words)
+            nursery.start_soon(self._watch, nursery.cancel_scope, failure)
+            try:
+                await self._read(process)
+                with trio.move_on_after(GRACE_S):  # its last words may still be on their way
+                    await process.wait()
+                    await trio.sleep(0.01)
+            except EngineError as error:
+                failure.append(error)
+            nursery.cancel_scope.cancel()
+        if failure:
+            raise failure[0]
+
+    async def _read(self, process: trio.Process) -> None:
+        assert process.stdout is not None
+        reader = frames.EventReader()
+        with suppress(trio.BrokenResourceError):
+            while data := await process.stdout.receive_some(_READ_BYTES):
+                for event in reader.feed(bytes(data)):
+                    self._handle(event)
+
+    async def _watch(self, scope: trio.CancelScope, failure: list[EngineError]) -> None:
+        """End a child that does not load in time, or falls silent over its work."""
+        self._heard = started = trio.current_time()
+        while True:
+            now = trio.current_time()
+            if self.state != "ready":
+                due, said = started + self._config.load_timeout_s, "it did not load within"
+                limit_s = self._config.load_timeout_s
+            else:
+                limit_s = self._config.stall_max_s
+                due, said = (self._heard if self._jobs else now) + limit_s, "it had work and said nothing for"
+            if now >= due:
+                failure.append(EngineError(f"{said} {limit_s:g} s"))
+                scope.cancel()
+                return
+            with trio.move_on_at(due):
+                await self._changed.wait()
+
+
+class _Unloadable(EngineError):
+    """The child says that its model cannot be loaded: another try would say the same."""
+
+
+@asynccontextmanager
+async def open_engine(
+    spec: base.Load, config: settings.Engine, on_event: OnEvent
+) -> AsyncIterator[EngineHandle]:
+    """Run an engine for as long as the block lasts.
+
+    `on_event` gets every event of every job, and `EngineUp` and `EngineDown`. It must neither block nor
+    raise. When the block is left, jobs that had not ended fail and the child is gone for sure.
+    """
+    handle = EngineHandle(spec, config, on_event)
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handle._supervise)
+            nursery.start_soon(handle._deliver_refusals)
+            try:
+                yield handle
+            except Exception as error:  # noqa: BLE001  # raised below: a nursery would wrap it in a group
+                failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        handle._become("closed", "the engine was closed")
+        handle._fail_all(handle.detail)
+        handle._flush_refusals()
+    if failure is not None:
+        raise failure
+
+
+async def _spawn() -> trio.Process:
+    # The child gets no secret that we may have been given by the environment, and runs no code that lies
+    # in the directory we happen to be in.
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("P2PMESH_") or k == "P2PMESH_ENGINE_LOG"}
+    return await trio.lowlevel.open_process(
+        [sys.executable, "-m", "p2pmesh.engine.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**keep, "PYTHONSAFEPATH": "1"},
+    )
+
+
+async def _write(process: trio.Process, queue: trio.MemoryReceiveChannel[bytes]) -> None:
+    assert process.stdin is not None
+    with suppress(trio.BrokenResourceError):  # it died; the reader notices and tells
+        async for frame in queue:
+            await process.stdin.send_all(frame)
+
+
+async def _collect(process: trio.Process, words: bytearray) -> None:
+    assert process.stderr is not None
+    with suppress(trio.BrokenResourceError):
+        while data := await process.stderr.receive_some(_READ_BYTES):
+            if "P2PMESH_ENGINE_LOG" in os.environ:
+                sys.stderr.write(bytes(data).decode("utf-8", "replace"))
+            words += data
+            del words[:-STDERR_BYTES_MAX]
+
+
+async def _end(process: trio.Process, grace_s: float) -> None:
+    """See the child to its end: asked, then told, then killed; then reap it and close its pipes."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    await process.stdin.aclose()  # the end of its stdin is the end of the child
+    with trio.move_on_after(grace_s):
+        await process.wait()
+    if process.returncode is None and grace_s:
+        process.terminate()
+        with trio.move_on_after(grace_s):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+    await process.stdout.aclose()
+    await process.stderr.aclose()
+
+
+def _epitaph(process: trio.Process, why: str, words: bytearray) -> str:
+    """Return what a child died of, in one line."""
+    code = process.returncode or 0
+    cause = why or (f"killed by signal {-code}" if code < 0 else f"exit status {code}")
+    lines = [line.strip() for line in words.decode("utf-8", "replace").splitlines() if line.strip()]
+    last = " | ".join(lines[-STDERR_LINES:])
+    return f"the engine died: {cause}{f' ({last})' if last else ''}"[: base.DETAIL_CHARS_MAX]

@@ -1,0 +1,253 @@
+"""A peer as its user holds it: ask, stream, look around.
+
+It composes a driver, a host and the models, and adds no behaviour of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import trio
+
+from p2pmesh.config import Config
+from p2pmesh.net.discovery import open_discovery
+from p2pmesh.net.host import Host, open_host
+from p2pmesh.net.identity import Identity, load_or_create
+from p2pmesh.peer import state
+from p2pmesh.peer.answer import Answer
+from p2pmesh.peer.background import background
+from p2pmesh.peer.driver import Driver
+from p2pmesh.peer.models import Models, open_models
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol.machine import Machine
+from p2pmesh.protocol.routing import Decision
+from p2pmesh.query import AUTO, Message, Options, Query, QueryId
+from p2pmesh.record import Capability, Load, PeerId
+from p2pmesh.trust import keys
+
+_log = logging.getLogger("p2pmesh.peer")
+_JOIN_RETRY_S = 2.0
+"""Seconds between tries of the addresses in `net.join` while there is no link at all. A guess."""
+_JOIN_RETRY_MAX_S = 30.0
+"""Most seconds between them while there are other links."""
+_FAREWELL_S = 0.2
+"""Seconds for the goodbyes to leave before the links close."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One peer, as seen from here."""
+
+    id: PeerId
+    name: str
+    addresses: tuple[str, ...]
+    capability: Capability
+    alive: bool
+    linked: bool
+    distance: int
+    """Links to it: 0 is this peer, 1 a neighbour; -1: out of reach."""
+    rtt_s: float | None
+    """Round trip to a neighbour, smoothed; None where it was not measured."""
+    load: Load | None
+    """How busy it is; None where it is not known."""
+
+
+class _Signer:
+    """The key of `identity`, as the protocol wants it."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.sign = identity.sign
+        self.verify = keys.verify
+
+
+class Peer:
+    """A running peer. Made by `open_peer`."""
+
+    def __init__(self, config: Config, directory: Any, host: Host, driver: Driver, models: Models) -> None:
+        self.config = config
+        self.state_directory = directory
+        self.id: PeerId = host.id
+        self._host = host
+        self._driver = driver
+        self._models = models
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self._driver.machine.name
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others can join it: multiaddresses that end in its id."""
+        return tuple(f"{address}/p2p/{self.id}" for address in self._host.addresses)
+
+    async def ask(self, prompt: str | Sequence[Message], **options: Any) -> Answer:
+        """Ask the mesh, and return the whole answer.
+
+        `prompt` is a text or a conversation; `options` are those of `stream`. Raises QueryError: nothing of
+        it runs on then, and the peer takes the next query.
+        """
+        async with self.stream(prompt, **options) as answer:
+            return await answer.whole()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        model: str = AUTO,
+        options: Options | None = None,
+        budget_s: float = 120.0,
+    ) -> AsyncIterator[Answer]:
+        """Ask the mesh, and iterate over the answer as it comes. Leaving the block cancels what is left of
+        it, on every hop.
+
+        `model`: a name, or "auto". `budget_s`: seconds until it ends in BudgetSpent. Iterating raises
+        QueryError.
+        """
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+        query = Query(
+            id=QueryId(secrets.token_hex(16)),
+            origin=self.id,
+            messages=messages,
+            options=options or Options(),
+            model=model,
+            hops_left=self.config.limits.hops_max // 2,
+            budget_s=budget_s,
+        )
+        answer = Answer(query.id)
+        self._driver.ask(query, answer.put)
+        try:
+            yield answer
+        finally:
+            self._driver.cancel(query.id)
+
+    async def explain(self, prompt: str, *, model: str = AUTO) -> Decision:
+        """Return the decision this peer would take for `prompt`, without asking anybody. Raises EngineError
+        when the embedder fails."""
+        query = Query(QueryId(""), self.id, (Message("user", prompt),), model=model)
+        vector = await self._models.vector(prompt) if prompt else None
+        if vector is not None:
+            query = replace(query, vector=vector, space=self._models.space)
+        return self._driver.machine.explain(query)
+
+    def members(self) -> tuple[Member, ...]:
+        """Return this peer and all it knows of, itself first. Local knowledge: nobody is asked."""
+        machine = self._driver.machine
+        membership = machine.membership
+        found = []
+        for record in machine.records():
+            own = record.id == self.id
+            way = None if own else membership.route(record.id)
+            link = membership.links.get(record.id)
+            found.append(
+                Member(
+                    id=record.id,
+                    name=record.name or record.id[-8:],
+                    addresses=record.addresses,
+                    capability=record.capability,
+                    alive=own or membership.is_alive(record.id),
+                    linked=link is not None,
+                    distance=0 if own else (way[1] if way is not None else -1),
+                    rtt_s=None if link is None else link.rtt_s,
+                    load=machine.load(record.id),
+                )
+            )
+        return tuple(found)
+
+    def status(self) -> dict[str, Any]:
+        """Return how this peer is, as plain values."""
+        machine = self._driver.machine
+        members = self.members()
+        counters = {**self._host.counters, **self._driver.counters, "forged_records": machine.gossip.rejected}
+        return {
+            "id": self.id,
+            "name": self.name,
+            "addresses": list(self.addresses),
+            "links": len(machine.membership.links),
+            "alive": sum(member.alive for member in members),
+            "flights": len(machine.relay.flights),
+            "engines": self._models.status(),
+            "embedding_space": self._models.space,
+            "counters": counters,
+        }
+
+    def join(self, address: str) -> None:
+        """Dial a peer at a multiaddress; what comes of it shows in `members`."""
+        self._host.dial(None, [address])
+
+    async def leave(self) -> None:
+        """Say goodbye to all neighbours, so that nobody waits for us."""
+        self._driver.feed(e.Departed())
+        await trio.sleep(_FAREWELL_S if self._host.links() else 0)
+
+
+@asynccontextmanager
+async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
+    """Start a peer, and leave the mesh when the block ends.
+
+    Raises ConfigError (StateLocked among them), ListenError, ModelLoadError or EngineError before anything
+    has been told to others; whatever had started has then ended.
+    """
+    config = config or Config()
+    directory = state.directory(config.state)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(state.locked(directory))
+        identity = load_or_create(directory / state.KEY)
+        host = await stack.enter_async_context(open_host(identity, config.net, config.limits.frame_bytes_max))
+        early: list[e.Event] = []  # engines may speak before there is a machine to hear them
+        feed = early.append
+        models = await stack.enter_async_context(open_models(config, lambda event: feed(event)))
+        machine = Machine(
+            host.id,
+            config.name or socket.gethostname()[: config.limits.name_bytes_max],
+            state.next_epoch(directory),
+            config,
+            _Signer(identity),
+            Random(secrets.randbits(64)),  # noqa: S311 - it spreads load and guards nothing
+            trio.current_time(),
+        )
+        driver = Driver(machine, host, models)
+        feed = driver.feed
+
+        def describe() -> None:
+            driver.feed(e.Described(models.capability(), host.addresses[: config.limits.addresses_max]))
+
+        models.on_change(describe)
+        describe()
+        peer = Peer(config, directory, host, driver, models)
+        nursery = await stack.enter_async_context(background())
+        nursery.start_soon(driver.run)
+        nursery.start_soon(_keep_joined, peer, host, config.net.join)
+        if config.net.mdns:
+            heard = await stack.enter_async_context(open_discovery(host.id, host.addresses, config.net))
+            nursery.start_soon(_meet, driver, heard)
+        try:
+            yield peer
+        finally:
+            with trio.CancelScope(deadline=trio.current_time() + 2 * _FAREWELL_S, shield=True):
+                await peer.leave()
+
+
+async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:
+    """Dial the configured contacts until each is linked, ever more slowly unless we are alone."""
+    pause = _JOIN_RETRY_S
+    while addresses:
+        links = host.links()
+        missing = [a for a in addresses if a.rpartition("/p2p/")[2] not in links]
+        for address in missing if links else addresses:
+            peer.join(address)
+        pause = min(_JOIN_RETRY_MAX_S, 2 * pause) if links else _JOIN_RETRY_S
+        await trio.sleep(pause)
+
+
+async def _meet(driver: Driver, heard: trio.MemoryReceiveChannel[tuple[PeerId, tuple[str, ...]]]) -> None:
+    async for peer, addresses in heard:
+        driver.feed(e.Discovered(peer, addresses))

@@ -1,0 +1,490 @@
+"""Real children: echoes for what processes do, the embedded model for what llama.cpp does."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import trio
+
+from p2pmesh import config
+from p2pmesh.engine import base, catalog, embedder
+from p2pmesh.errors import ConfigError, LocalProtocolError, ModelLoadError, Reason
+from p2pmesh.peer import engines
+from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
+from p2pmesh.query import Message, Options
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HANG_S = 60
+SYSTEM = Message("system", "You are a helpful assistant. Answer in one short sentence.")
+
+
+class Engine:
+    """An engine under test, and all it said."""
+
+    def __init__(self) -> None:
+        self.handle: EngineHandle = None  # type: ignore[assignment]
+        self.events: list[Any] = []
+        self._news = trio.Event()
+
+    def on_event(self, handle: EngineHandle, event: Any) -> None:
+        self.events.append(event)
+        self._news.set()
+        self._news = trio.Event()
+
+    def ask(self, job: str, text: str, **options: Any) -> None:
+        self.handle.generate(job, (SYSTEM, Message("user", text)), Options(**options))
+
+    def ends(self, job: str) -> list[Any]:
+        kinds = (base.Finished, base.Failed, base.Embedded)
+        return [e for e in self.events if isinstance(e, kinds) and e.job == job]
+
+    def text(self, job: str) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, base.Generated) and e.job == job)
+
+    async def until(self, true: Any) -> None:
+        with trio.fail_after(HANG_S):
+            while not true():
+                await self._news.wait()
+
+    async def end(self, job: str) -> Any:
+        await self.until(lambda: self.ends(job))
+        return self.ends(job)[0]
+
+    def kinds(self) -> list[type]:
+        return [type(e) for e in self.events if isinstance(e, (EngineUp, EngineDown))]
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self.handle.pid is not None
+        os.kill(self.handle.pid, number)
+
+
+@asynccontextmanager
+async def running(load: base.Load, *, wait: bool = True, **knobs: Any) -> AsyncIterator[Engine]:
+    engine = Engine()
+    knobs = {"restart_min_s": 0.01, **knobs}
+    with trio.fail_after(2 * HANG_S):
+        async with open_engine(load, config.Engine(**knobs), engine.on_event) as engine.handle:
+            if wait:
+                await engine.handle.wait_ready()
+            yield engine
+
+
+def echo(**fields: Any) -> base.Load:
+    return base.Load(**{"kind": "echo", "name": "echo", "tokens_per_s": 1_000.0, **fields})
+
+
+def gone(pid: int) -> bool:
+    """Return whether a process has ended; one whose new parent does not reap it has, too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def no_children() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+# -------------------------------------------------------------------- the process
+
+
+async def test_an_answer_comes_whole_and_ends_once():
+    async with running(echo()) as engine:
+        assert engine.handle.state == "ready"
+        assert engine.handle.space == "hash-384"
+        engine.ask("a", "one two three")
+        end = await engine.end("a")
+        assert engine.text("a") == "echo: one two three"
+        assert (end.finish_reason, end.usage.completion_tokens) == ("stop", 4)
+        engine.handle.embed("v", ("one", "two"))
+        vectors = (await engine.end("v")).vectors
+        assert np.allclose(vectors, embedder.HashEmbedder().embed(("one", "two")))
+    assert engine.kinds() == [EngineUp]
+    assert engine.handle.state == "closed"
+
+
+async def test_after_two_hundred_jobs_nothing_is_left_behind():
+    async with running(echo()):
+        pass  # what trio opens once, it has opened
+    before = sorted(os.listdir("/proc/self/fd"))
+    async with running(echo(tokens_per_s=100_000.0)) as engine:
+        for i in range(200):
+            engine.ask(str(i), f"number {i}")
+        for i in range(200):
+            await engine.end(str(i))
+        assert all(engine.text(str(i)) == f"echo: number {i}" for i in range(200))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert no_children()
+
+
+async def test_every_job_of_a_killed_child_fails_once_and_it_comes_back():
+    async with running(echo(tokens_per_s=20.0)) as engine:
+        for i in range(20):
+            engine.ask(str(i), "word " * 50)
+        await engine.until(lambda: engine.text("0"))
+        engine.handle.abort("19")
+        first = engine.handle.pid
+        engine.kill()
+        await engine.until(lambda: engine.kinds() == [EngineUp, EngineDown, EngineUp])
+        assert Counter(e.job for e in engine.events if isinstance(e, base.Failed)) == Counter(
+            map(str, range(19))
+        )
+        failed = engine.ends("0")[0]
+        assert failed.reason is Reason.ENGINE_FAILED
+        assert "killed by signal 9" in failed.detail
+        down = next(i for i, e in enumerate(engine.events) if isinstance(e, EngineDown))
+        assert all(engine.events.index(engine.ends(str(i))[0]) < down for i in range(19))
+        assert (engine.handle.restarts, engine.handle.state) == (1, "ready")
+        assert engine.handle.pid != first
+        engine.ask("again", "x", max_tokens=1)
+        await engine.end("again")
+        assert engine.text("again") == "echo:"
+
+
+async def test_a_child_killed_at_rest_comes_back_and_refuses_meanwhile():
+    async with running(echo(), restart_min_s=0.3) as engine:
+        engine.kill()
+        await engine.until(lambda: engine.kinds() == [EngineUp, EngineDown])
+        assert engine.handle.state == "restarting"
+        engine.ask("a", "x")
+        assert engine.ends("a") == [], "told from within the call"
+        failed = await engine.end("a")
+        assert failed.reason is Reason.ENGINE_FAILED
+        assert "restarting" in failed.detail
+        await engine.handle.wait_ready()
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        async with open_engine(echo(), config.Engine(), lambda handle, event: None):
+            raise ZeroDivisionError
+    assert no_children()
+
+
+async def test_leaving_the_block_ends_jobs_and_child():
+    async with running(echo(tokens_per_s=1.0)) as engine:
+        engine.ask("a", "x " * 100)
+        pid = engine.handle.pid
+        assert pid is not None
+    assert gone(pid)
+    assert [e.reason for e in engine.ends("a")] == [Reason.ENGINE_FAILED]
+
+
+async def test_being_cancelled_ends_a_child_that_is_stopped(monkeypatch: Any):
+    monkeypatch.setattr(engines, "GRACE_S", 0.1)
+    pid = None
+    with trio.CancelScope() as scope:
+        async with running(echo(tokens_per_s=1.0)) as engine:
+            pid = engine.handle.pid
+            engine.kill(signal.SIGSTOP)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert pid is not None
+    assert gone(pid)
+
+
+async def test_a_child_that_falls_silent_over_its_work_is_ended():
+    async with running(echo(tokens_per_s=5.0), stall_max_s=2.0) as engine:
+        engine.ask("a", "x " * 20)
+        await engine.until(lambda: engine.text("a"))
+        engine.kill(signal.SIGSTOP)
+        failed = await engine.end("a")
+        assert "it had work and said nothing for 2 s" in failed.detail
+        await engine.handle.wait_ready()
+
+
+async def test_slow_work_is_not_silence():
+    async with running(echo(tokens_per_s=0.8), stall_max_s=2.0) as engine:
+        engine.ask("a", "x", max_tokens=1)
+        assert isinstance(await engine.end("a"), base.Finished)
+
+
+async def test_a_full_engine_refuses_and_an_aborted_job_makes_room():
+    async with running(echo(tokens_per_s=20.0, slots=1), jobs_max=2) as engine:
+        for job in "abc":
+            engine.ask(job, "x " * 50)
+        assert (await engine.end("c")).reason is Reason.OVERLOADED
+        with pytest.raises(LocalProtocolError):
+            engine.ask("a", "x")
+        engine.handle.abort("a")
+        engine.handle.abort("nobody")
+        await engine.until(lambda: engine.text("b"))
+        assert engine.ends("a") == []
+        engine.ask("d", "x")
+        assert engine.ends("d") == []
+
+
+async def test_what_a_child_would_choke_on_is_refused_at_home():
+    async with running(echo()) as engine:
+        engine.handle.embed("none", ())
+        engine.handle.embed("many", ("x",) * (base.TEXTS_MAX + 1))
+        engine.handle.embed("surrogate", ("\ud800",))
+        engine.handle.generate("big", (Message("user", "x" * 2_000_000),), Options())
+        for job in ("none", "many", "surrogate", "big"):
+            assert (await engine.end(job)).reason is Reason.BAD_REQUEST
+        engine.handle.generate("role", (Message("root", "x"),), Options())
+        assert "unknown role" in (await engine.end("role")).detail
+        assert engine.handle.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import os; os.write(1, b'garbage!' * 9); import time; time.sleep(99)", "a frame of"),
+        ("import sys; sys.exit('no such library')", "exit status 1 (no such library)"),
+        ("import os; os.abort()", "killed by signal 6"),
+        ("import time; time.sleep(99)", "it did not load within 0.5 s"),
+        ("import os, time; os.close(1); os.write(2, b'x' * 10_000_000); time.sleep(99)", "the engine died"),
+    ],
+)
+async def test_a_child_that_cannot_start_is_quarantined(monkeypatch: Any, program: str, said: str):
+    async def spawn() -> trio.Process:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return await trio.lowlevel.open_process([sys.executable, "-c", program], **pipes)
+
+    monkeypatch.setattr(engines, "_spawn", spawn)
+    monkeypatch.setattr(engines, "GRACE_S", 0.1)
+    timeout = 0.5 if "0.5" in said else 60.0
+    async with running(echo(), wait=False, load_timeout_s=timeout) as engine:
+        with pytest.raises(ModelLoadError) as caught:
+            await engine.handle.wait_ready()
+        assert said in str(caught.value)
+        assert len(str(caught.value)) <= base.DETAIL_CHARS_MAX + 100
+        assert "quarantined after 2 crashes" in engine.handle.detail
+        assert engine.events[-1] == EngineDown(engine.handle.detail, True)
+        assert engine.kinds() == [EngineDown, EngineDown]
+        engine.ask("a", "x")
+        assert "quarantined" in (await engine.end("a")).detail
+    assert no_children()
+
+
+async def test_a_child_dies_with_its_parent():
+    program = """
+import trio
+from p2pmesh import config
+from p2pmesh.engine import base
+from p2pmesh.peer.engines import open_engine
+async def main():
+    load = base.Load(kind="echo", tokens_per_s=1.0)
+    async with open_engine(load, config.Engine(), lambda handle, event: None) as handle:
+        await handle.wait_ready()
+        print(handle.pid, flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+    parent = await trio.lowlevel.open_process(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    with trio.fail_after(HANG_S):
+        pid = int(await parent.stdout.receive_some())
+        assert not gone(pid)
+        parent.kill()
+        await parent.wait()
+        await parent.stdout.aclose()
+        while not gone(pid):  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+# -------------------------------------------------------------------- llama.cpp
+
+
+@pytest.fixture
+def model() -> Path:
+    pytest.importorskip("llama_cpp")
+    try:
+        return catalog.find(catalog.DEFAULT)
+    except (ConfigError, ModelLoadError):
+        pytest.skip("the embedded default model is not installed")
+
+
+def load(path: Path, **fields: Any) -> base.Load:
+    return base.Load(path=str(path), name="smol", **fields)
+
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "What is gravity?",
+    "Name the primary colours.",
+    "What is a cat?",
+    "Why is the sky blue?",
+    "What is water made of?",
+    "Who wrote Hamlet?",
+    "Say something in Japanese, with an emoji 🙂 日本語.",
+)
+
+
+@pytest.mark.model
+async def test_eight_at_once_say_what_each_says_alone(model: Path):
+    """Word for word only at first: llama.cpp sums attention in the order in which all sequences' cells lie, so
+    the last bits depend on the company, and a near-tie may fall the other way (measured: 4 of 8 stay equal over
+    24 tokens). That the schedule itself is exact is shown on a model of integers in the unit tests.
+    """
+    async with running(load(model)) as engine:
+        info = engine.handle.info
+        assert info is not None
+        assert len(info.digest) == 64
+        assert info.context_tokens == 2_048
+        assert info.decode_tps > 0 < info.prefill_tps
+        for i, question in enumerate(QUESTIONS):
+            engine.ask(f"alone {i}", question, max_tokens=24)
+            await engine.end(f"alone {i}")
+        for i, question in enumerate(QUESTIONS):
+            engine.ask(f"together {i}", question, max_tokens=24)
+        for i in range(len(QUESTIONS)):
+            end = await engine.end(f"together {i}")
+            assert end.usage.completion_tokens <= 24
+        for i in range(len(QUESTIONS)):
+            assert engine.text(f"together {i}")[:10] == engine.text(f"alone {i}")[:10] != ""
+        assert "Paris" in engine.text("together 0")
+
+
+@pytest.mark.model
+async def test_what_decides_an_answer(model: Path):
+    async with running(load(model, context_tokens=256, slots=4)) as engine:
+        engine.ask("whole", QUESTIONS[0])
+        assert (await engine.end("whole")).finish_reason == "stop"
+        whole = engine.text("whole")
+
+        engine.ask("stopped", QUESTIONS[0], stop=(" of Fra", "Paris"))
+        assert (await engine.end("stopped")).finish_reason == "stop"
+        assert engine.text("stopped") == whole[: whole.index(" of Fra")]
+
+        for job in ("drawn", "drawn again"):
+            engine.ask(job, "Tell me a story.", temperature=1.0, top_p=0.9, seed=7, max_tokens=20)
+            await engine.end(job)
+        assert engine.text("drawn") == engine.text("drawn again")
+
+        engine.ask("capped", "Write a very long story about the sea.", max_tokens=8_000)
+        end = await engine.end("capped")
+        assert end.finish_reason in ("length", "stop")
+        assert end.usage.prompt_tokens + end.usage.completion_tokens <= 256
+
+        engine.ask("long", "word " * 1_000)
+        failed = await engine.end("long")
+        assert failed.reason is Reason.TOO_LONG
+        assert failed.detail == f"the prompt is {failed.tokens} tokens, the context 256"
+        assert failed.tokens > 1_000
+
+
+@pytest.mark.model
+async def test_control_tokens_in_a_question_are_only_characters(model: Path):
+    async with running(load(model)) as engine:
+        # Were it a control token, the counts would be equal: "<|im_end|>" is one, "x" is one.
+        for job, text in (("plain", "x"), ("hostile", "<|im_end|>")):
+            engine.ask(job, text, max_tokens=1)
+        plain, hostile = await engine.end("plain"), await engine.end("hostile")
+        assert hostile.usage.prompt_tokens > plain.usage.prompt_tokens + 3
+
+
+@pytest.mark.model
+async def test_an_abort_frees_the_only_slot(model: Path):
+    async with running(load(model, slots=1)) as engine:
+        engine.ask("a", "Write a very long story about the sea.", max_tokens=1_500)
+        engine.ask("b", QUESTIONS[0], max_tokens=4)
+        await engine.until(lambda: engine.text("a"))
+        engine.handle.abort("a")
+        await engine.end("b")
+        assert engine.ends("a") == []
+
+
+@pytest.mark.model
+async def test_a_child_killed_while_it_loads_and_while_it_decodes_comes_back(model: Path):
+    async with running(load(model), wait=False) as engine:
+        with trio.fail_after(HANG_S):
+            while engine.handle.pid is None:  # noqa: ASYNC110  # a pid is no event
+                await trio.sleep(0.01)
+        engine.kill()
+        await engine.handle.wait_ready()
+        assert engine.kinds() == [EngineDown, EngineUp]
+        engine.ask("a", "Write a very long story about the sea.", max_tokens=500)
+        await engine.until(lambda: engine.text("a"))
+        engine.kill()
+        assert (await engine.end("a")).reason is Reason.ENGINE_FAILED
+        await engine.handle.wait_ready()
+        engine.ask("b", QUESTIONS[0])
+        await engine.end("b")
+        assert "Paris" in engine.text("b")
+
+
+def without_blocks(model: Path, target: Path) -> Path:
+    """Copy a model, made to claim that it has no layers: llama.cpp aborts on it."""
+    target.write_bytes(model.read_bytes())
+    key = b"llama.block_count"
+    with target.open("r+b") as file:
+        at = file.read(1_000_000).index(key) + len(key) + 4
+        file.seek(at)
+        file.write(struct.pack("<I", 0))
+    return target
+
+
+def beginning(model: Path, target: Path, length: int) -> Path:
+    target.write_bytes(model.read_bytes()[:length])
+    return target
+
+
+@pytest.mark.model
+async def test_a_file_that_aborts_llama_cpp_is_quarantined(model: Path, tmp_path: Path):
+    async with running(load(without_blocks(model, tmp_path / "hostile.gguf")), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match="quarantined after 2 crashes while loading"):
+            await engine.handle.wait_ready()
+        assert "killed by signal" in engine.handle.detail
+        assert engine.handle.state == "quarantined"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("length", "said"), [(0, "is not a GGUF file"), (2_000, "is damaged"), (50_000_000, "is cut")]
+)
+async def test_a_damaged_file_is_refused_at_once(model: Path, tmp_path: Path, length: int, said: str):
+    async with running(load(beginning(model, tmp_path / "damaged.gguf", length)), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match=said) as caught:
+            await engine.handle.wait_ready()
+        assert "\n" not in str(caught.value)
+        assert engine.handle.restarts == 0
+
+
+@pytest.mark.model
+async def test_another_digest_is_refused(model: Path):
+    async with running(load(model, digest="0" * 64), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match=f"not {'0' * 64}"):
+            await engine.handle.wait_ready()
+
+
+@pytest.mark.model
+async def test_the_embedder_knows_what_belongs_together():
+    pytest.importorskip("llama_cpp")
+    spec = catalog.embedder_load(config.Engine())
+    if spec is None:
+        pytest.skip("set-up has not made the embedder")
+    async with running(spec) as engine:
+        assert (engine.handle.space, engine.handle.dimensions) == (embedder.SPACE, 384)
+        texts = (
+            "How do I bake bread?",
+            "The best flour for a sourdough loaf",
+            "A Python TypeError",
+            "x " * 9_000,
+        )
+        engine.handle.embed("a", texts)
+        engine.handle.embed("b", texts[:1])
+        together, alone = (await engine.end("a")).vectors, (await engine.end("b")).vectors
+        assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+        assert together[0] @ together[1] > 0.4 > together[0] @ together[2]
+        assert math.isclose(float(together[0] @ alone[0]), 1.0, abs_tol=1e-3)

@@ -1,0 +1,300 @@
+"""Continuous batching over a model whose next token is a hash of all it was fed.
+
+If a position, a chunk, a shared prefix or a roll-back were wrong by one token, the text would differ from
+what the same prompt gives alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("llama_cpp", reason="the schedule drives llama.cpp's samplers")
+
+from p2pmesh.engine.base import Embed, Embedded, Event, Failed, Finished, Generate, Generated, Load, Ready
+from p2pmesh.engine.batch import Part
+from p2pmesh.engine.schedule import FAILURES_MAX, Schedule
+from p2pmesh.engine.vectors import Vectors
+from p2pmesh.errors import EngineError, Reason
+from p2pmesh.query import Message, Options
+from p2pmesh.record import ModelInfo
+
+END = 300
+
+
+class FakeModel:
+    """A byte is a token; "<|im_end|>" is a control token where control tokens are read."""
+
+    template = None
+    sliceable = True
+    add_bos, bos, eos = True, 301, END
+
+    def tokenize(self, text: str, *, control: bool, specials: bool = False) -> list[int]:
+        head, mark, rest = text.partition("<|im_end|>")
+        if control and mark:
+            return [*head.encode(), END, *self.tokenize(rest, control=True)]
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
+
+    def control_text(self, token: int) -> str:
+        return "<bos>"
+
+    def ends(self, token: int) -> bool:
+        return token == END
+
+
+class FakeContext:
+    """What a sequence holds, exactly; and `fault`, which decides what `decode` says."""
+
+    batch_tokens = 40
+    dimensions = 4
+
+    def __init__(self) -> None:
+        self.held: dict[int, list[int]] = {}
+        self.fault: Callable[[list[Part]], int] = lambda parts: 0
+        self.batches: list[list[int]] = []
+        self._rows: dict[int, int] = {}
+
+    def decode(self, parts: list[Part]) -> int:
+        assert sum(len(p.tokens) for p in parts) <= self.batch_tokens
+        code = self.fault(parts)
+        self._rows, at = {}, 0
+        for part in parts:
+            held = self.held.setdefault(part.sequence, [])
+            assert part.start == len(held), "a gap, or a token read twice"
+            held += [int(t) for t in part.tokens]
+            at += len(part.tokens)
+            part.row = at - 1
+            self._rows[part.row] = part.sequence
+        self.batches.append([len(p.tokens) for p in parts])
+        return code
+
+    def sample(self, sampler: object, row: int) -> int:
+        code = zlib.crc32(np.array(self.held[self._rows[row]], np.int32).tobytes())
+        return END if code % 23 == 0 else 97 + code % 26
+
+    def vector(self, sequence: int) -> Any:
+        return np.full(4, float(sum(self.held.pop(sequence))), np.float32)
+
+    def forget(self, sequence: int, start: int = 0) -> None:
+        del self.held.setdefault(sequence, [])[start:]
+
+    def share(self, source: int, target: int, end: int) -> None:
+        assert not self.held.get(target), "shared into a sequence in use"
+        assert end <= len(self.held[source])
+        self.held[target] = self.held[source][:end]
+
+
+class World:
+    """A schedule over fakes."""
+
+    def __init__(self, *, cells: int = 4_000, context_tokens: int = 400, **load: Any) -> None:
+        self.context = FakeContext()
+        spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
+        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, 1.0, spec.slots))
+        fakes: Any = (FakeModel(), self.context)
+        self.schedule = Schedule(*fakes, spec, ready, cells=cells)
+        self.events: list[Event] = []
+
+    def ask(self, job: str, text: str, **options: Any) -> None:
+        self.events += self.schedule.submit(Generate(job, (Message("user", text),), Options(**options)))
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if self.schedule.wait_s() is None:
+                return
+            self.events += self.schedule.step()
+        raise AssertionError("it never ends")
+
+    def text(self, job: str) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, Generated) and e.job == job)
+
+    def end(self, job: str) -> Event:
+        (end,) = (e for e in self.events if isinstance(e, (Finished, Failed)) and e.job == job)
+        return end
+
+
+def alone(text: str, **options: Any) -> str:
+    world = World()
+    world.ask("a", text, **options)
+    world.run()
+    return world.text("a")
+
+
+QUESTIONS = [f"{'a long preamble ' * (i % 3)}question number {i}?" for i in range(9)]
+
+
+def test_many_at_once_say_what_each_says_alone():
+    world = World()
+    for i, question in enumerate(QUESTIONS):
+        world.ask(str(i), question)
+    world.run()
+    assert [world.text(str(i)) for i in range(9)] == [alone(q) for q in QUESTIONS]
+    assert max(map(len, world.context.batches)) == 3, "they never shared a batch"
+    assert not any(world.context.held[s] for s in range(3)), "a sequence was not freed"
+
+
+def test_a_prompt_is_read_in_chunks_while_another_answers():
+    world = World()
+    world.ask("a", "x", max_tokens=50)
+    world.schedule.step()
+    world.schedule.step()
+    world.ask("b", "y" * 200, max_tokens=1)
+    world.run()
+    assert world.text("b") == alone("y" * 200, max_tokens=1)
+    assert all(sum(b) <= 30 + 3 for b in world.context.batches)
+    assert any(len(b) == 2 and b[0] == 1 and b[1] > 1 for b in world.context.batches)
+
+
+def test_a_shared_beginning_is_read_once():
+    world = World()
+    preamble = "the same words each time, and many of them. " * 4
+    for i in range(4):
+        world.ask(str(i), f"{preamble}{i}", max_tokens=3)
+        world.run()
+    read = [sum(n for n in b if n > 1) for b in world.context.batches]
+    assert sum(read) < 2.5 * len(world.schedule.prompt_tokens((Message("user", preamble),))), (
+        "every prompt was read whole"
+    )
+    assert [world.text(str(i)) for i in range(4)] == [alone(f"{preamble}{i}", max_tokens=3) for i in range(4)]
+
+
+def test_one_that_cannot_be_decoded_fails_alone():
+    world = World()
+    for i, question in enumerate(QUESTIONS[:3]):
+        world.ask(str(i), question)
+    world.schedule.step()
+    world.context.fault = lambda parts: -1 if any(p.sequence == 1 for p in parts) else 0
+    world.run()
+    failed = world.end("1")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.ENGINE_FAILED
+    assert [world.text(i) for i in "02"] == [alone(QUESTIONS[0]), alone(QUESTIONS[2])]
+
+
+def test_a_passing_fault_costs_nobody_anything():
+    world = World()
+    codes = iter([0, 0, 1, 0, 0, 0])
+    world.context.fault = lambda parts: next(codes, 0)
+    for i, question in enumerate(QUESTIONS[:3]):
+        world.ask(str(i), question)
+    world.run()
+    assert [world.text(str(i)) for i in range(3)] == [alone(q) for q in QUESTIONS[:3]]
+
+
+def test_a_model_that_decodes_nothing_more_gives_itself_up():
+    world = World()
+    world.context.fault = lambda parts: -3
+    for i in range(9):
+        world.ask(str(i), "x")
+    with pytest.raises(EngineError, match="could not be decoded"):
+        world.run()
+    assert len([e for e in world.events if isinstance(e, Failed)]) == FAILURES_MAX - 1
+
+
+def test_abort_frees_a_waiting_and_a_running_job_within_a_step():
+    world = World(slots=1)
+    for job in "abc":
+        world.ask(job, "x" * 100)
+    world.schedule.step()
+    assert world.schedule.abort("a") == [Failed("a", Reason.CANCELLED)]
+    assert world.schedule.abort("b") == [Failed("b", Reason.CANCELLED)]
+    assert world.schedule.abort("b") == []
+    world.run()
+    assert world.text("c") == alone("x" * 100)
+    assert not world.text("a")
+
+
+def test_too_long_is_told_in_numbers_and_takes_no_slot():
+    world = World(context_tokens=100)
+    world.ask("a", "x" * 200)
+    failed = world.end("a")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.TOO_LONG
+    assert failed.tokens is not None
+    assert failed.detail == f"the prompt is {failed.tokens} tokens, the context 100"
+    assert world.schedule.wait_s() is None
+
+
+def test_an_answer_is_capped_by_the_context():
+    world = World(context_tokens=100)
+    world.context.sample = lambda sampler, row: 97  # type: ignore[method-assign]  # it never ends by itself
+    world.ask("a", "b" * 9, max_tokens=99)
+    world.run()
+    end = world.end("a")
+    assert isinstance(end, Finished)
+    assert end.usage.prompt_tokens + end.usage.completion_tokens <= 100
+    assert end.finish_reason == "length"
+
+
+def test_jobs_wait_for_room_and_not_only_for_a_slot():
+    world = World(cells=300)
+    for i in range(4):
+        world.ask(str(i), QUESTIONS[i], max_tokens=150)
+    world.run()
+    assert max(map(len, world.context.batches)) < 3
+    assert [world.text(str(i)) for i in range(4)] == [alone(q, max_tokens=150) for q in QUESTIONS[:4]]
+
+
+def test_a_full_queue_refuses():
+    world = World(jobs_max=2)
+    for job in "abc":
+        world.ask(job, "x")
+    failed = world.end("c")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.OVERLOADED
+
+
+def test_stop_texts_cut_and_what_users_write_is_no_control_token():
+    whole = alone("tell me")
+    world = World()
+    world.ask("a", "tell me", stop=(whole[3:5],))
+    world.run()
+    assert world.text("a") == whole[: whole.find(whole[3:5])]
+    tokens = world.schedule.prompt_tokens((Message("user", "<|im_end|>"),))
+    assert tokens.count(END) == 1, "only the template's own"
+    assert tokens[0] == FakeModel.bos
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_tokens": 0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"stop": ("",)}, {"stop": ("x",) * 9}],
+)
+def test_bad_options_are_refused(options: dict[str, Any]):
+    world = World()
+    world.ask("a", "x", **options)
+    failed = world.end("a")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.BAD_REQUEST
+
+
+def test_each_kind_of_engine_refuses_the_others_jobs():
+    (failed,) = World().schedule.submit(Embed("a", ("x",)))
+    assert isinstance(failed, Failed)
+    fakes: Any = (FakeModel(), FakeContext())
+    vectors = Vectors(*fakes, Load(), Ready(ModelInfo("m", "d", 256, 1.0, 1.0, 16)))
+    (failed,) = vectors.submit(Generate("a", (Message("user", "x"),)))
+    assert isinstance(failed, Failed)
+
+
+def test_texts_of_several_jobs_are_packed_and_come_back_in_order():
+    context = FakeContext()
+    fakes: Any = (FakeModel(), context)
+    vectors = Vectors(*fakes, Load(jobs_max=2), Ready(ModelInfo("m", "d", 256, 1.0, 1.0, 16)))
+    assert vectors.submit(Embed("a", ("x" * 15, "yy", "z" * 30))) == []
+    assert vectors.submit(Embed("b", ("w",))) == []
+    (full,) = vectors.submit(Embed("c", ("w",)))
+    assert isinstance(full, Failed)
+    events: list[Event] = []
+    while vectors.wait_s() is not None:
+        events += vectors.step()
+    assert context.batches == [[15, 2], [30, 1]]
+    first, second = (e for e in events if isinstance(e, Embedded))
+    assert first.vectors[:, 0].tolist() == [15 * ord("x"), 2 * ord("y"), 30 * ord("z")]
+    assert second.vectors[:, 0].tolist() == [ord("w")]
