@@ -52,6 +52,7 @@ class Model:
 
     def __init__(self, path: str, gpu_layers: int = 0) -> None:
         llama.llama_backend_init()
+        self.gpu_layers = gpu_layers
         params = llama.llama_model_default_params()
         params.n_gpu_layers = gpu_layers if gpu_layers >= 0 else 2**31 - 1
         self.handle = llama.llama_model_load_from_file(os.fsencode(path), params)
@@ -179,6 +180,11 @@ class Context:
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
+        if not model.gpu_layers:
+            # On a CPU, flash attention takes another kernel for batches of 64 tokens and more, and logits
+            # move by 0.6 with the company a prompt keeps. Without it the prompt's are equal to the last
+            # bit, one answer is 1.5 times as fast at 1 900 tokens, and eight are 6 to 15 % slower (measured).
+            params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if pooled:
             params.embeddings, params.pooling_type = True, llama.LLAMA_POOLING_TYPE_MEAN
         self.handle = llama.llama_init_from_model(model.handle, params)

@@ -163,8 +163,8 @@ class Schedule:
             job.slot = self._free.pop()
             self._room -= job.cells
             self._running.append(job)
-            # A prompt read in other pieces gives the last bits of the logits another value. Who sets a seed
-            # wants the same text again, so that prompt is always read whole.
+            # Attention is summed in the order of the cells, so a prompt read in other pieces may move the
+            # last bit. Who sets a seed wants the same text again: that prompt is always read whole.
             if self._model.sliceable and options.seed is None:
                 self._reuse(job)
 

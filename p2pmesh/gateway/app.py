@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -145,8 +146,10 @@ class _Door:
         return JSONResponse({"decision": decision.kind.value, "why": decision.explain(), "table": rows})
 
     async def stop(self, request: Request) -> Response:
+        return JSONResponse({"stopping": True}, background=BackgroundTask(self._stop_soon))
+
+    async def _stop_soon(self) -> None:
         self._stop()
-        return JSONResponse({"stopping": True})
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"ok": True})

@@ -71,14 +71,13 @@ class _Listener(ServiceListener):
         self._token = token
 
     def add_service(self, zc: Zeroconf, type_: str, name: str) -> None:
-        info = zc.get_service_info(type_, name, timeout=RESOLVE_MS)
-        heard = None if info is None else _heard(info.decoded_properties)
-        if heard is None or heard[0] == self._own or self.closed:
-            return
         try:
-            self._token.run_sync_soon(self._put, heard)
-        except trio.RunFinishedError:
-            self.closed = True
+            info = zc.get_service_info(type_, name, timeout=RESOLVE_MS)
+            heard = None if info is None else _heard(info.decoded_properties)
+            if heard is not None and heard[0] != self._own and not self.closed:
+                self._token.run_sync_soon(self._put, heard)
+        except Exception as error:  # noqa: BLE001 - strangers' packets, and a close at any moment, in a thread not ours
+            _log.debug("mDNS: %r", error)
 
     def update_service(self, zc: Zeroconf, type_: str, name: str) -> None:
         self.add_service(zc, type_, name)
@@ -95,6 +94,9 @@ class _Listener(ServiceListener):
 
 def _start(own: PeerId, addresses: tuple[str, ...], interface: str, listener: ServiceListener) -> Zeroconf:
     try:
+        if interface:  # zeroconf leaks a socket where it fails
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind((interface, 0))
         zeroconf = Zeroconf(
             interfaces=[interface] if interface else InterfaceChoice.Default, ip_version=IPVersion.V4Only
         )

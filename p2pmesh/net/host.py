@@ -16,13 +16,13 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import trio
 
 from p2pmesh.config import Net
 from p2pmesh.errors import LocalProtocolError, NetworkError, RemoteProtocolError
 from p2pmesh.net.address import of_socket, parse
+from p2pmesh.net.events import DialFailed, FrameReceived, LinkDown, LinkUp, NetEvent
 from p2pmesh.net.identity import Identity
 from p2pmesh.net.inbox import Inbox
 from p2pmesh.net.link import DUPLICATE, NONCE_BYTES, Duplicate, Link, Priority
@@ -48,43 +48,6 @@ ACCEPT_PAUSE_S = 0.1
 """Seconds without accepting after the operating system refused to."""
 RACE_S = 1.0
 """Seconds the loser of a simultaneous dial waits for the winner before it reports failure."""
-
-
-@dataclass(frozen=True)
-class LinkUp:
-    """A peer is linked; `address` is where it was dialled, or where it came from."""
-
-    peer: PeerId
-    address: str
-    inbound: bool
-
-
-@dataclass(frozen=True)
-class LinkDown:
-    """A link has ended, whoever ended it. Follows each LinkUp once, unless the host itself closes first."""
-
-    peer: PeerId
-    detail: str
-
-
-@dataclass(frozen=True)
-class FrameReceived:
-    """A peer sent a frame."""
-
-    peer: PeerId
-    data: bytes
-
-
-@dataclass(frozen=True)
-class DialFailed:
-    """None of a dial's addresses led to a link. `address` is the last one tried."""
-
-    peer: PeerId | None
-    address: str
-    detail: str
-
-
-NetEvent = LinkUp | LinkDown | FrameReceived | DialFailed
 
 
 @asynccontextmanager
@@ -166,8 +129,8 @@ class Host:
         return link is not None and link.send(data, priority)
 
     def dial(self, peer: PeerId | None, addresses: Sequence[str]) -> None:
-        """Start to link to `peer`, or to whoever is there, trying `addresses` in turn; LinkUp or DialFailed
-        follows.
+        """Start to link to `peer`, or to whoever is there, at the first of `addresses` that works. LinkUp or
+        DialFailed follows.
 
         Does nothing where that peer is linked or being dialled.
         """
@@ -197,6 +160,7 @@ class Host:
                     self._start(self._accept, listener)
                 self._started.set()
                 await self._stop.wait()
+                self._inbox.close()
                 for listener in self._listeners:
                     listener.socket.close()
                 for link in self._links.values():
@@ -314,11 +278,13 @@ class Host:
         if peer is not None and expected != peer:
             return "the address is another peer's"
         tcp: trio.SocketStream | None = None
+        found = expected
         settled = False
         try:
             with trio.fail_after(self._config.dial_timeout_s):
                 tcp = await trio.open_tcp_stream(address.host, address.port)
                 connection = await self._security.connect(tcp, expected)
+                found = connection.peer
                 self._start(connection.run)
                 await connection.open()
                 await self._settle(self._link(connection, str(address), inbound=False))
@@ -326,7 +292,7 @@ class Host:
         except trio.TooSlowError:
             return f"no answer within {self._config.dial_timeout_s:g} s"
         except Duplicate as error:
-            return await self._other_link(expected, str(error))
+            return await self._other_link(found, str(error))
         except (NetworkError, RemoteProtocolError, OSError) as error:
             return str(error) or type(error).__name__
         finally:
@@ -356,9 +322,6 @@ class Host:
         await link.greet(self._nonce)
         if self.id < link.peer:
             other = self._links.get(link.peer)
-            if self._stop.is_set():
-                await link.refuse("leaving")
-                raise NetworkError("closing")
             if other is not None and other.open and other.nonce == link.nonce:
                 await link.refuse(DUPLICATE)
                 raise Duplicate(DUPLICATE)
@@ -372,6 +335,8 @@ class Host:
             old.abort("the peer linked anew")
         self._start(self._carry, link, old)
         self._changed.unpark_all()
+        if self._stop.is_set():
+            link.hang_up("leaving")
 
     # Carrying them
 

@@ -26,6 +26,7 @@ class Inbox(Generic[T]):
         self._putters = trio.lowlevel.ParkingLot()
         self._getters = trio.lowlevel.ParkingLot()
         self._streak = 0
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._items)
@@ -36,6 +37,8 @@ class Inbox(Generic[T]):
             await self._putters.park()
             while self._full():
                 await self._putters.park()
+        if self._closed:
+            return
         self._items.append((item, size))
         self._bytes += size
         self._getters.unpark()
@@ -57,5 +60,10 @@ class Inbox(Generic[T]):
             self._putters.unpark()
         return item
 
+    def close(self) -> None:
+        """Nobody reads any more: who waits with an item goes on, and what is put is forgotten."""
+        self._closed = True
+        self._putters.unpark_all()
+
     def _full(self) -> bool:
-        return len(self._items) >= self._items_max or self._bytes >= self._bytes_max
+        return not self._closed and (len(self._items) >= self._items_max or self._bytes >= self._bytes_max)

