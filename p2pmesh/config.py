@@ -153,8 +153,8 @@ class Routing:
     general_quality: float = 0.5
     """Quality of a peer that declared nothing. A guess, between a wrong specialist and a right one."""
     near: float = 0.35
-    """Cosine at and above which a skill covers a query wholly. Measured on 10 topics with all-MiniLM-L6-v2:
-    `python -m benchmarks.skills`."""
+    """Cosine at and above which a skill covers a query wholly. Measured on 10 topics of 10 prompts with
+    all-MiniLM-L6-v2: a prompt lies at .33 (median) from its own topic, at .22 from the nearest other one."""
     far: float = 0.12
     """Cosine at and below which a skill has nothing to do with a query: there a specialist is worth
     nothing, less than a general peer (a wrong adapter scored .015, a generalist .170: measured)."""

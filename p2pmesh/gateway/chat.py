@@ -71,7 +71,7 @@ class ChatReply:
         body = openai.completion(
             answer.id, int(time.time()), answer.model, answer.text, answer.finish_reason, answer.usage
         )
-        return JSONResponse(body, headers=_way(answer))
+        return JSONResponse({**body, "p2pmesh": _hops(answer)}, headers=_way(answer))
 
     async def _send_stream(self, answer: Answer, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -86,7 +86,8 @@ class ChatReply:
             await send({"type": "http.response.body", "body": text, "more_body": True})
 
         try:
-            await event(openai.chunk(answer.id, created, model, "", first=True))
+            first = openai.chunk(answer.id, created, model, "", first=True)
+            await event({**first, "p2pmesh": _hops(answer)})
             async for piece in answer:
                 await event(openai.chunk(answer.id, created, model, piece.text))
             await event(openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason))
@@ -114,6 +115,11 @@ def refusal(failure: QueryError) -> Response:
     if failure.retry_after_s is not None or status == 503:
         headers["retry-after"] = str(max(1, round(failure.retry_after_s or 1.0)))
     return JSONResponse(body, status, headers)
+
+
+def _hops(answer: Answer) -> dict[str, Any]:
+    """The way an answer took, and why: an extension of OpenAI's bodies, which its clients ignore."""
+    return {"path": [{"peer": hop.peer, "name": hop.name, "why": hop.why} for hop in answer.path]}
 
 
 def _way(answer: Answer) -> dict[str, str]:
