@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. Both set up what they need, once.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test setup lint soak docs clean
+
+demo: setup ## three peers on this machine answer a few questions
+	@$(BIN)/p2pmesh demo
+
+test: setup lint ## every check there is
+	$(BIN)/python -m pytest -q tests/unit tests/property tests/simulation \
+		--cov=p2pmesh.protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -q tests/integration tests/test_architecture.py tests/test_docs.py
+
+setup: ## .venv, pinned packages, llama.cpp for this CPU, the embedded models
+	@$(PYTHON) bootstrap/setup.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: setup ## the heavy seeds, for a night
+	P2PMESH_SOAK=1000 $(BIN)/python -m pytest -q tests/simulation
+
+docs: setup ## what is generated from the code
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv .setup.lock build *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
