@@ -108,6 +108,6 @@ def _unknown(model: str, known: list[str]) -> str:
     if not known:
         return f"there is no model {model!r}: no model is installed (a path to a GGUF file works too)"
     near = difflib.get_close_matches(model, known, n=1, cutoff=0.5)
-    meant = f"; did you mean {near[0]!r}?" if near else ""
+    meant = f": did you mean {near[0]!r}?" if near else "."
     rest = f" and {len(known) - NAMES_SHOWN_MAX} more" if len(known) > NAMES_SHOWN_MAX else ""
     return f"there is no model {model!r}{meant} Known: {', '.join(known[:NAMES_SHOWN_MAX])}{rest}"

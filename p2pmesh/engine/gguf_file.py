@@ -63,7 +63,7 @@ def check(path: Path) -> Header:
         raise ModelLoadError(f"there is no file {path}") from None
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (struct.error, _Damaged) as error:
+    except _Damaged as error:
         raise ModelLoadError(f"{path.name} is damaged: {error}") from None
     if size < header.bytes_needed:
         raise ModelLoadError(f"{path.name} is cut: {size} bytes of at least {header.bytes_needed}")
@@ -137,9 +137,9 @@ class _Head:
         return self._data[start : self._at]
 
     def _unpack(self, layout: str) -> tuple[int, ...]:
-        values = struct.unpack_from(layout, self._data, self._at)
-        self._at += struct.calcsize(layout)
-        return values
+        start = self._at
+        self._advance(struct.calcsize(layout))
+        return struct.unpack_from(layout, self._data, start)
 
     def _advance(self, count: int) -> None:
         if count > len(self._data) - self._at:

@@ -62,9 +62,18 @@ def main() -> NoReturn:
     except ModelLoadError as error:
         _write(out, [LoadFailed(str(error)[:DETAIL_CHARS_MAX])])
         sys.exit(1)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    _write(out, [replace(engine.ready, memory_bytes=memory)])
+    _write(out, [replace(engine.ready, memory_bytes=_memory_bytes())])
     serve(engine, inbox, out)
+
+
+def _memory_bytes() -> int:
+    """Most memory this process has held. getrusage would count what the parent held when it forked."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def open_engine(load: Load) -> Engine:

@@ -17,6 +17,8 @@ from typing import Any
 import trio
 
 from p2pmesh.config import Config
+from p2pmesh.errors import ConfigError
+from p2pmesh.net.address import parse
 from p2pmesh.net.discovery import open_discovery
 from p2pmesh.net.host import Host, open_host
 from p2pmesh.net.identity import Identity, load_or_create
@@ -198,6 +200,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
     """
     config = config or Config()
     directory = state.directory(config.state)
+    _check_addresses(config)
     async with AsyncExitStack() as stack:
         stack.enter_context(state.locked(directory))
         identity = load_or_create(directory / state.KEY)
@@ -234,6 +237,15 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         finally:
             with trio.CancelScope(deadline=trio.current_time() + 2 * _FAREWELL_S, shield=True):
                 await peer.leave()
+
+
+def _check_addresses(config: Config) -> None:
+    """Raise ConfigError for an address to join that cannot be one: it would never be reached, in silence."""
+    for address in config.net.join:
+        try:
+            parse(address)
+        except ValueError as exc:
+            raise ConfigError(f"net.join: {exc}") from None
 
 
 async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:

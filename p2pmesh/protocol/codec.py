@@ -32,6 +32,10 @@ _SECONDS_MAX = 1e7
 _COUNT_MAX = 2**31 - 1
 _VERSION_MAX = 2**62
 _DETAIL_BYTES_MAX = 1_024
+_TOKENS_MAX = 1_024
+"""Most token ids in one chunk."""
+_ARRAY_MAX = 1_024
+"""Longest list msgpack may build, whatever `limits.digest_max` is set to: the longest of our own."""
 
 
 def _bad(what: str) -> NoReturn:
@@ -66,6 +70,11 @@ def _number(low: float, high: float) -> Field:
         return float(raw)
 
     return Field(float, unpack)
+
+
+def _seconds() -> Field:
+    """An estimate of time: what is farther than the bound is told as the bound, so that it can be read."""
+    return Field(lambda value: min(float(value), _SECONDS_MAX), _number(0.0, _SECONDS_MAX).unpack)
 
 
 def _text(bytes_max: int) -> Field:
@@ -178,7 +187,8 @@ class Codec:
         lost, the caller decides.
         """
         tag = self._tag_of[type(message)]
-        return self._dump([tag, *self._by_tag[tag][1].pack(message)], self._bytes_max(tag))
+        schema = self._by_tag[tag][1]
+        return self._dump(lambda: [tag, *schema.pack(message)], self._bytes_max(tag))
 
     def decode(self, data: bytes) -> m.PeerMessage:
         """Return the message in `data`. Raises RemoteProtocolError, and nothing else, for any bytes."""
@@ -190,8 +200,6 @@ class Codec:
         if kind_schema is None:
             _bad("unknown message")
         raw = self._load(data, self._bytes_max(data[1]))
-        if type(raw) is not tuple:
-            _bad("not a message")
         return cast(m.PeerMessage, kind_schema[1].unpack(raw[1:]))
 
     def check(self, message: m.PeerMessage) -> None:
@@ -202,8 +210,16 @@ class Codec:
             raise LocalProtocolError(str(exc)) from None
 
     def encode_record(self, record: PeerRecord) -> bytes:
-        """Return the bytes of `record` that its owner signs. Raises LocalProtocolError when too long."""
-        return self._dump(self._record.pack(record), self._limits.record_bytes_max)
+        """Return the bytes of `record` that its owner signs.
+
+        Raises LocalProtocolError, naming the field, if it is too long or another peer would not read it.
+        """
+        body = self._dump(lambda: self._record.pack(record), self._limits.record_bytes_max)
+        try:
+            self.decode_record(body)
+        except RemoteProtocolError as exc:
+            raise LocalProtocolError(str(exc)) from None
+        return body
 
     def decode_record(self, body: bytes) -> PeerRecord:
         """Return the record in `body`. Raises RemoteProtocolError. The signature is not checked here."""
@@ -214,9 +230,9 @@ class Codec:
         return most if tag in self._large else min(most, _CONTROL_BYTES_MAX)
 
     @staticmethod
-    def _dump(value: Any, bytes_max: int) -> bytes:
+    def _dump(pack: Callable[[], Any], bytes_max: int) -> bytes:
         try:
-            data = cast(bytes, msgpack.packb(value))
+            data = cast(bytes, msgpack.packb(pack()))
         except (ValueError, TypeError, OverflowError) as exc:  # lone surrogates, integers beyond 64 bits
             raise LocalProtocolError(f"cannot be encoded: {exc}") from None
         if len(data) > bytes_max:
@@ -235,7 +251,7 @@ class Codec:
                 ext_hook=_reject_ext,
                 max_str_len=bytes_max,
                 max_bin_len=bytes_max,
-                max_array_len=self._limits.digest_max,
+                max_array_len=max(_ARRAY_MAX, self._limits.digest_max),
                 max_map_len=0,
                 max_ext_len=0,
             )
@@ -315,7 +331,7 @@ def _query_schema(limits: Limits) -> dict[str, Field]:
 def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], Field]:
     """The wire, one line a message. Tags are positions: append, never reorder, within a protocol version."""
     peer = _text(_PEER_ID_BYTES_MAX)
-    seconds = _number(0.0, _SECONDS_MAX)
+    seconds = _seconds()
     count = _integer(0, _COUNT_MAX)
     detail = _text(_DETAIL_BYTES_MAX)
     reason = _one_of(Reason)
@@ -325,7 +341,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], Field]:
     lines = _many(_struct(m.Line, peer, _version(), _integer(0, m.DISTANCE_MAX)), limits.digest_max)
     parts = _query_schema(limits)
     chunk = _struct(
-        Chunk, *ident, count, _many(_integer(0, _COUNT_MAX), 1_024), _text(limits.chunk_bytes_max)
+        Chunk, *ident, count, _many(_integer(0, _COUNT_MAX), _TOKENS_MAX), _text(limits.chunk_bytes_max)
     )
     ended = _struct(
         Ended,

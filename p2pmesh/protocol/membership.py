@@ -8,7 +8,7 @@ version, and nothing of queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from random import Random
 
@@ -20,6 +20,8 @@ from p2pmesh.record import PeerId, Version
 _RTT_GAIN = 0.125
 """Share of a new measurement in the smoothed round trip (RFC 6298)."""
 _FOREVER = math.inf
+_SEQ_END = 2**31
+"""Numbers of probes begin again here: the codec carries no higher ones."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class _Probe:
     next_at: float
     give_up_at: float
     direct_left: int
+    helpers: frozenset[PeerId] = frozenset()
+    """Asked to probe it too: they, and the target, may answer."""
     asked_by: tuple[PeerId, int] | None = None
     """Who wants to know, under which number."""
 
@@ -71,7 +75,7 @@ class Membership:
         config: Config,
         rng: Random,
         out: list[Effect],
-        refute: Callable[[Version], None],
+        refute: Callable[[PeerId, Version], None],
         now: float,
     ) -> None:
         self.me = me
@@ -87,6 +91,7 @@ class Membership:
         self._seq = 0
         self._probe_at = now + self._config.probe_interval_s
         self._updates: dict[PeerId, tuple[Update, int]] = {}
+        self._leaving = False
 
     # -- what others ask of it ------------------------------------------------------------------------
 
@@ -102,14 +107,15 @@ class Membership:
         member = self.members.get(peer)
         return member is not None and version <= member.version
 
-    def route(self, peer: PeerId) -> tuple[PeerId, int] | None:
-        """Return the neighbour through which `peer` is nearest and the links to it; None: out of reach."""
-        if peer in self.links:
+    def route(self, peer: PeerId, barred: Collection[PeerId] = ()) -> tuple[PeerId, int] | None:
+        """Return the neighbour, none of `barred`, through which `peer` is nearest and the links to it;
+        None: out of reach."""
+        if peer in self.links and peer not in barred:
             return peer, 1
         member = self.members.get(peer)
         if member is None:
             return None
-        ways = [(d + 1, n) for n, d in member.distances.items() if n in self.links and d + 1 < DISTANCE_MAX]
+        ways = [(d + 1, n) for n, d in member.distances.items() if d + 1 < DISTANCE_MAX and n not in barred]
         if not ways:
             return None
         distance, neighbour = min(ways)
@@ -174,7 +180,7 @@ class Membership:
         """A newer record of `peer` has been verified. Returns False when there is no room for it."""
         member = self.members.get(peer)
         if member is None:
-            if len(self.members) >= self._config.members_max and not self._forget_one():
+            if len(self.members) >= self._config.members_max and not self._forget_one(peer):
                 return False
             member = self.members[peer] = Member(peer, version, Status.ALIVE)
         elif member.status is not Status.ALIVE:
@@ -203,21 +209,21 @@ class Membership:
 
     def on_ping(self, peer: PeerId, message: Ping, now: float) -> None:
         """Answer, with news."""
-        self._absorb(message.updates, now)
+        self._absorb(peer, message.updates, now)
         self._out.append(Send(peer, Ack(message.seq, self._news(peer))))
 
     def on_ping_request(self, peer: PeerId, message: PingRequest, now: float) -> None:
         """Probe for another, if the target is linked."""
-        self._absorb(message.updates, now)
+        self._absorb(peer, message.updates, now)
         if message.target in self.links and len(self._probes) < 4 * self._config.links_max:
             self._ping(message.target, now, direct=1, asked_by=(peer, message.seq))
 
     def on_ack(self, peer: PeerId, message: Ack, now: float) -> None:
-        """A probe was answered, by its target or through another."""
-        self._absorb(message.updates, now)
+        """A probe was answered, by its target or through one who was asked to help."""
+        self._absorb(peer, message.updates, now)
         for probe in self._probes:
             sent_at = probe.tries.get(message.seq)
-            if sent_at is None:
+            if sent_at is None or (peer != probe.target and peer not in probe.helpers):
                 continue
             self._probes.remove(probe)
             link = self.links.get(peer)
@@ -236,6 +242,12 @@ class Membership:
         if member is not None and member.version <= message.version:
             self._believe(Update(peer, Status.LEFT, message.version), now)
 
+    def leave(self, version: Version) -> None:
+        """Go, on purpose: say so, end the links, and dial nobody from now on."""
+        self._leaving = True
+        self._out.extend(Send(peer, Leave(version)) for peer in self.links)
+        self._out.extend(Hangup(peer) for peer in self.links)
+
     # -- time -----------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
@@ -244,6 +256,7 @@ class Membership:
         if now >= self._probe_at:
             self._probe_at = now + self._config.probe_interval_s
             self._probe_next(now)
+            self._dial_one(now)
         for member in list(self.members.values()):
             if now >= member.expires:
                 self._expire(member, now)
@@ -259,7 +272,7 @@ class Membership:
         elif member.id in self.links:
             member.expires = now + self._config.tombstone_s
         else:
-            del self.members[member.id]
+            self._forget(member.id)
 
     def _probe_next(self, now: float) -> None:
         self._order = [p for p in self._order if p in self.links]
@@ -275,12 +288,12 @@ class Membership:
         self, target: PeerId, now: float, direct: int, asked_by: tuple[PeerId, int] | None = None
     ) -> None:
         give_up = now + self._config.probe_interval_s * 0.9
-        probe = _Probe(target, {}, now, give_up, direct, asked_by)
+        probe = _Probe(target, {}, now, give_up, direct, asked_by=asked_by)
         self._probes.append(probe)
         self._try_probe(probe, now)
 
     def _try_probe(self, probe: _Probe, now: float) -> None:
-        self._seq += 1
+        self._seq = (self._seq + 1) % _SEQ_END
         probe.tries[self._seq] = now
         probe.next_at = now + self._config.probe_timeout_s
         if probe.direct_left > 0:
@@ -290,7 +303,9 @@ class Membership:
         probe.next_at = _FOREVER
         if probe.asked_by is None:
             others = [p for p in self.links if p != probe.target]
-            for peer in self._rng.sample(others, min(len(others), self._config.indirect_peers)):
+            helpers = self._rng.sample(others, min(len(others), self._config.indirect_peers))
+            probe.helpers = frozenset(helpers)
+            for peer in helpers:
                 self._out.append(Send(peer, PingRequest(self._seq, probe.target, self._news(peer))))
 
     def _advance_probes(self, now: float) -> None:
@@ -311,20 +326,29 @@ class Membership:
         if member is not None and member.status is Status.SUSPECT and peer in self.links:
             member.status, member.expires = Status.ALIVE, _FOREVER
 
-    def _absorb(self, updates: tuple[Update, ...], now: float) -> None:
+    def _absorb(self, peer: PeerId, updates: tuple[Update, ...], now: float) -> None:
+        """Believe `peer`, within reason: an update is signed by nobody."""
+        mine = [u.version for u in updates if u.id == self.me and u.status is not Status.ALIVE]
+        if mine:
+            self._refute(peer, max(mine, key=lambda v: (v.epoch, v.seq)))
         for update in updates:
-            if update.id == self.me:
-                if update.status is not Status.ALIVE:
-                    self._refute(update.version)
-                continue
             member = self.members.get(update.id)
             if member is None or update.version < member.version:
                 continue
-            if update.id in self.links and update.status is Status.DEAD:
+            status = update.status
+            if update.id in self.links:
                 # Hearsay does not cut a link of ours: it is told, and refutes, or our own probe decides.
-                update = Update(update.id, Status.SUSPECT, update.version)
-            if update.status > member.status:
-                self._believe(update, now)
+                status = min(status, Status.SUSPECT)
+            if status > member.status:
+                # Of the version whose signature we hold: one made up could never be refuted.
+                self._believe(Update(update.id, status, member.version), now)
+
+    def departed(self, peer: PeerId, version: Version) -> None:
+        """Somebody offers a record of one we hold for gone: have it told again, so that either they bury it
+        or it refutes."""
+        member = self.members.get(peer)
+        if member is not None and member.status >= Status.DEAD and version <= member.version:
+            self._tell(Update(peer, member.status, member.version))
 
     def _believe(self, update: Update, now: float) -> None:
         member = self.members[update.id]
@@ -345,6 +369,9 @@ class Membership:
             elif not member.dialing and self._may_dial(member):
                 # A partition looks like death from both sides: keep knocking, slowly.
                 member.dial_at = min(member.dial_at, now + self._config.redial_max_s)
+        self._tell(update)
+
+    def _tell(self, update: Update) -> None:
         rounds = math.ceil(self._config.retransmit_mult * math.log10(len(self.links) + 1))
         self._updates[update.id] = (update, max(1, rounds))
 
@@ -370,15 +397,38 @@ class Membership:
     def _may_dial(self, member: Member) -> bool:
         return (
             self._dial_discovered
+            and not self._leaving
             and bool(member.addresses)
             and member.status is not Status.LEFT
             and len(self.links) < self._config.links_max
         )
 
-    def _forget_one(self) -> bool:
-        """Make room by forgetting the oldest of the departed. Returns whether there was one."""
-        gone = [m for m in self.members.values() if m.status >= Status.DEAD and m.id not in self.links]
-        if not gone:
-            return False
-        del self.members[min(gone, key=lambda m: (m.expires, m.id)).id]
-        return True
+    def _dial_one(self, now: float) -> None:
+        """While there is room for links, try one more of the living: a dial put off because there was none
+        is made up for, and a peer that lost its links finds new ones."""
+        idle = [
+            m
+            for m in self.members.values()
+            if m.status is Status.ALIVE and m.id not in self.links and not m.dialing and m.dial_at == _FOREVER
+        ]
+        if idle:
+            member = self._rng.choice(idle)
+            if self._may_dial(member):
+                member.dial_at = now
+
+    def _forget_one(self, newcomer: PeerId) -> bool:
+        """Make room by forgetting the oldest of the departed; for a link of ours, if need be, the farthest
+        of the rest: a flood of records must not keep neighbours out. Returns whether there was one."""
+        others = [m for m in self.members.values() if m.id not in self.links]
+        gone = [m for m in others if m.status >= Status.DEAD]
+        if gone:
+            self._forget(min(gone, key=lambda m: (m.expires, m.id)).id)
+            return True
+        if newcomer in self.links and others:
+            self._forget(max(others, key=lambda m: ((self.route(m.id) or (m.id, DISTANCE_MAX))[1], m.id)).id)
+            return True
+        return False
+
+    def _forget(self, peer: PeerId) -> None:
+        del self.members[peer]
+        self._updates.pop(peer, None)

@@ -216,7 +216,9 @@ def choose(query: Query, me: PeerId, candidates: Sequence[Candidate], config: Ro
     own = next((row for row in feasible if row.peer == me), None)
     if own is not None and best.peer != me:
         needed = config.gain_min_s + config.gain_min_share * own.time_s
-        if own.j_s - best.j_s < needed and own.time_s <= query.budget_s:
+        nobody_in_time = best.time_s > query.budget_s
+        gain = own.time_s - best.time_s if nobody_in_time else own.j_s - best.j_s
+        if gain < needed and (nobody_in_time or own.time_s <= query.budget_s):
             best = own
     if best.peer == me:
         return Decision(Kind.SERVE, best, None, "", table)

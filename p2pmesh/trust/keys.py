@@ -32,6 +32,8 @@ def public_key_of(peer_id: str) -> bytes:
     raw = base58.b58decode(peer_id)
     if len(raw) != 38 or not raw.startswith(_PREFIX):
         raise ValueError("not the peer id of an Ed25519 key")
+    if base58.b58encode(raw).decode("ascii") != peer_id:  # b58decode forgives white space at the end
+        raise ValueError("not the canonical text of a peer id")
     return bytes(raw[len(_PREFIX) :])
 
 
