@@ -12,9 +12,8 @@ from pathlib import Path
 import platformdirs
 
 from p2pmesh import config
-from p2pmesh.engine import gguf_file
+from p2pmesh.engine import embedder, gguf_file
 from p2pmesh.engine.base import Load
-from p2pmesh.engine.embedder import SPACE
 from p2pmesh.errors import ConfigError
 
 DEFAULT = "smollm2-135m-instruct"
@@ -31,11 +30,6 @@ def model_directories() -> tuple[Path, Path]:
     )
 
 
-def embedder_path() -> Path:
-    """Return where set-up puts the default embedder: $XDG_CACHE_HOME/p2pmesh/models."""
-    return platformdirs.user_cache_path("p2pmesh") / "models" / f"{SPACE}.gguf"
-
-
 def names() -> dict[str, Path]:
     """Return every model that can be asked for by name. Of two with one name the user's own counts."""
     found: dict[str, Path] = {}
@@ -44,7 +38,7 @@ def names() -> dict[str, Path]:
         found[DEFAULT] = default
     for directory in reversed(model_directories()):
         if directory.is_dir():
-            found |= {p.stem: p for p in sorted(directory.glob("*.gguf")) if p.stem != SPACE}
+            found |= {p.stem: p for p in sorted(directory.glob("*.gguf")) if p.stem != embedder.SPACE}
     return found
 
 
@@ -87,10 +81,10 @@ def model_load(model: config.ModelConfig, engine: config.Engine) -> Load:
 
 def embedder_load(engine: config.Engine) -> Load | None:
     """Return the request that loads the default embedder, or None where set-up has not made it."""
-    path = embedder_path()
+    path = embedder.default_path()
     if not path.is_file():
         return None
-    return Load(path=str(path), kind="embed", name=SPACE, threads=engine.threads, jobs_max=engine.jobs_max)
+    return Load(path=str(path), kind="embed", name=embedder.SPACE, threads=engine.threads, jobs_max=engine.jobs_max)
 
 
 def _is_name(model: str) -> bool:

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
+from p2pmesh.engine import gguf_file
 from p2pmesh.errors import ModelLoadError
 
 SPACE = "all-MiniLM-L6-v2-q8_0"
@@ -160,11 +162,14 @@ def _weights(path: Path) -> list[tuple[str, NDArray[np.float32]]]:
     return found
 
 
+def default_path() -> Path:
+    """Return where set-up puts the default embedder: $XDG_CACHE_HOME/p2pmesh/models."""
+    return platformdirs.user_cache_path("p2pmesh") / "models" / f"{SPACE}.gguf"
+
+
 def main() -> int:
     """Make the default embedder unless it is there. Returns the exit status."""
-    from p2pmesh.engine import catalog, gguf_file
-
-    target = catalog.embedder_path()
+    target = default_path()
     try:
         gguf_file.check(target)
         done = "is there"

@@ -87,7 +87,7 @@ def test_set_up_is_ready_only_with_these_very_files(
 
 
 def test_it_writes_the_embedder_where_the_catalog_looks(setup: ModuleType) -> None:
-    code = "from p2pmesh.engine import catalog; print(catalog.embedder_path())"
+    code = "from p2pmesh.engine import embedder; print(embedder.default_path())"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

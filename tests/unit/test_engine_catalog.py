@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pmesh import config
-from p2pmesh.engine import catalog, digest, gguf_file
+from p2pmesh.engine import catalog, digest, embedder, gguf_file
 from p2pmesh.errors import ConfigError, ModelLoadError
 
 
@@ -100,7 +100,7 @@ def test_models_are_found_by_name_in_both_directories_and_by_path(home: Path):
     mine = put(home / "data/p2pmesh/models/mine.gguf", tiny())
     made = put(home / "cache/p2pmesh/models/made.gguf", tiny())
     put(home / "cache/p2pmesh/models/mine.gguf", b"older")
-    put(catalog.embedder_path(), tiny())
+    put(embedder.default_path(), tiny())
     assert catalog.find("mine") == mine
     assert catalog.find("Made") == made
     assert catalog.find(str(made)) == made
@@ -131,7 +131,7 @@ def test_configured_models_become_loads(home: Path):
     with pytest.raises(ConfigError, match=r"models\.engine"):
         catalog.model_load(config.ModelConfig(model="x", engine="gpt"), engine)
     assert catalog.embedder_load(engine) is None
-    put(catalog.embedder_path(), tiny())
+    put(embedder.default_path(), tiny())
     embedder = catalog.embedder_load(engine)
     assert embedder is not None
     assert (embedder.kind, embedder.name) == ("embed", catalog.SPACE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p2pmesh.engine import catalog, embedder, gguf_file
+from p2pmesh.engine import embedder, gguf_file
 from p2pmesh.engine.embedder import HashEmbedder
 from p2pmesh.errors import ModelLoadError
 
@@ -55,7 +55,7 @@ def test_it_is_made_once_and_whole(
     pytest.importorskip("gguf")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert embedder.main() == 0
-    path = catalog.embedder_path()
+    path = embedder.default_path()
     assert gguf_file.check(path).architecture == "bert"
     made = path.stat().st_mtime_ns
     assert embedder.main() == 0
