@@ -357,6 +357,12 @@ class Config:
     http: Http = field(default_factory=Http)
 
     def __post_init__(self) -> None:
+        names = {"name": self.name} | {f"skills.name {s.name!r}": s.name for s in self.skills}
+        for key, name in names.items():
+            if (length := len(name.encode("utf-8", "replace"))) > self.limits.name_bytes_max:
+                raise ConfigError(
+                    f"{key} is {length} bytes long, at most {self.limits.name_bytes_max} (limits.name_bytes_max)"
+                )
         if len(self.models) > self.limits.models_max:
             raise ConfigError(
                 f"{len(self.models)} models, at most {self.limits.models_max} (limits.models_max)"

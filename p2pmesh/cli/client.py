@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,11 @@ from p2pmesh.peer import state
 
 TIMEOUT_S = 150.0
 """Seconds to wait for a byte: longer than any query's budget."""
+
+
+STOP_S = 30.0
+"""Seconds a peer has to end."""
+_POLL_S = 0.05
 
 
 class NoPeer(Exception):
@@ -52,11 +58,27 @@ def call(base: str, method: str, path: str, body: dict[str, Any] | None = None) 
         return json.loads(response.read())
 
 
-def events(base: str, path: str, body: dict[str, Any]) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """Yield each server-sent event of the answer, with the response's headers. Raises as `call` does, and
-    Unsuccessful for an error event or a stream that is cut."""
+def wait_gone(base: str, own_directory: bool, directory: str) -> None:
+    """Return when the peer at `base` has ended; told by its directory where that is known, for it is let go
+    last. Raises Unsuccessful when it does not end."""
+    path = state.directory(directory)
+    for _ in range(round(STOP_S / _POLL_S)):
+        if own_directory:
+            if not state.is_held(path):
+                return
+        else:
+            try:
+                call(base, "GET", "/healthz")
+            except NoPeer:
+                return
+        time.sleep(_POLL_S)
+    raise Unsuccessful(f"the peer has not ended within {STOP_S:g} s", "not_stopped")
+
+
+def events(base: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each server-sent event of the answer. Raises as `call` does, and Unsuccessful for an error event
+    or a stream that is cut."""
     with _response(base, "POST", path, body) as response:
-        headers = {name.lower(): value for name, value in response.getheaders()}
         for line in response:
             text = line.decode("utf-8").strip()
             if text == "data: [DONE]":
@@ -64,7 +86,7 @@ def events(base: str, path: str, body: dict[str, Any]) -> Iterator[tuple[dict[st
             if text.startswith("data: "):
                 event = json.loads(text[len("data: ") :])
                 _check(event)
-                yield headers, event
+                yield event
         raise Unsuccessful("the answer was cut off", "peer_lost")
 
 

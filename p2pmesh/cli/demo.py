@@ -250,9 +250,9 @@ def _ask(base: str, topic: _Topic, console: Console) -> _Answer:
     asked = time.monotonic()
     first = last = math.nan
     try:
-        for headers, event in client.events(base, "/v1/chat/completions", body):
+        for event in client.events(base, "/v1/chat/completions", body):
             if not answer.path:
-                _show_way(answer, headers, event, console)
+                _show_way(answer, event, console)
             for choice in event["choices"]:
                 piece = choice["delta"].get("content") or ""
                 if piece:
@@ -272,10 +272,10 @@ def _ask(base: str, topic: _Topic, console: Console) -> _Answer:
     return answer
 
 
-def _show_way(answer: _Answer, headers: dict[str, str], event: dict[str, Any], console: Console) -> None:
-    answer.path = headers.get("x-p2pmesh-route", "").split(",")
-    answer.served_by = headers.get("x-p2pmesh-served-by", "")
-    for hop in event.get("p2pmesh", {}).get("path", []):
+def _show_way(answer: _Answer, event: dict[str, Any], console: Console) -> None:
+    for hop in event["p2pmesh"]["path"]:
+        answer.path.append(hop["name"])
+        answer.served_by = hop["name"]
         answer.why.append(hop["why"])
         console.print(f"  [cyan]{hop['name']}[/] {hop['why']}", soft_wrap=True)
     console.print("  ", end="")

@@ -105,21 +105,32 @@ def ask(
     for name, value in (("max_tokens", max_tokens), ("temperature", temperature)):
         if value is not None:
             body[name] = value
-    text, way, usage = "", [""], None
-    for headers, event in client.events(client.find(url, state), "/v1/chat/completions", body):
-        way = headers.get("x-p2pmesh-route", "").split(",")
-        usage = event.get("usage", usage)
-        for choice in event["choices"]:
-            piece = choice["delta"].get("content") or ""
-            text += piece
-            if not as_json:
-                click.echo(piece, nl=False)
+    answer: dict[str, Any] = {"text": "", "served_by": "", "path": [], "model": model, "usage": None}
+    base = client.find(url, state)
+    try:
+        for event in client.events(base, "/v1/chat/completions", body):
+            _take(answer, event)
+            for choice in event["choices"]:
+                piece = choice["delta"].get("content") or ""
+                answer["text"] += piece
+                if not as_json:
+                    click.echo(piece, nl=False)
+    finally:
+        if not as_json and answer["path"]:
+            click.echo()  # an answer that breaks off ends its line, too
     if as_json:
-        click.echo(json.dumps({"text": text, "served_by": way[-1], "path": way, "usage": usage}))
-        return
-    click.echo()
-    if route:
-        click.echo(f"answered by {' > '.join(way)}", err=True)
+        click.echo(json.dumps(answer))
+    elif route:
+        click.echo(f"answered by {' > '.join(map(_printable, answer['path']))}", err=True)
+
+
+def _take(answer: dict[str, Any], event: dict[str, Any]) -> None:
+    """Keep what an event tells beside its text."""
+    answer["usage"] = event.get("usage", answer["usage"])
+    answer["model"] = event["model"]
+    if "p2pmesh" in event:
+        answer["path"] = [hop["name"] for hop in event["p2pmesh"]["path"]]
+        answer["served_by"] = answer["path"][-1]
 
 
 @main.command()
@@ -131,7 +142,7 @@ def status(url: str | None, state: str, as_json: bool) -> None:
         click.echo(json.dumps(told))
         return
     click.echo(f"{told['name']}  {told['id']}")
-    click.echo(f"{told['alive']} peers alive, {told['links']} links, {told['flights']} queries in flight")
+    click.echo(f"peers alive: {told['alive']}, links: {told['links']}, queries in flight: {told['flights']}")
     for address in told["addresses"]:
         click.echo(f"join at {address}")
     for engine in told["engines"]:
@@ -162,7 +173,7 @@ def explain(prompt: tuple[str, ...], model: str, url: str | None, state: str, as
     if as_json:
         click.echo(json.dumps(told))
         return
-    click.echo(told["why"])
+    click.echo(_printable(told["why"]))
     head = ("PEER", "MODEL", "SKILL", "QUALITY", "WAIT", "WORK", "RTT", "J", "")
     _table([head, *map(_scored_row, told["table"])])
 
@@ -181,8 +192,10 @@ def id_(url: str | None, state: str, as_json: bool) -> None:
 @main.command()
 @_verb
 def stop(url: str | None, state: str, as_json: bool) -> None:
-    """End the running peer; it says goodbye to its neighbours first."""
-    told = client.call(client.find(url, state), "POST", "/mesh/v1/stop", {})
+    """End the running peer; it says goodbye to its neighbours first, and is gone when this returns."""
+    base = client.find(url, state)
+    told = client.call(base, "POST", "/mesh/v1/stop", {})
+    client.wait_gone(base, url is None, state)
     if as_json:
         click.echo(json.dumps(told))
 
@@ -205,6 +218,12 @@ def _scored_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
+    rows = [tuple(map(_printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _printable(name: str) -> str:
+    """What other peers call themselves, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)

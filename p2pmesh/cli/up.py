@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +29,38 @@ class _Flags(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as exc:
-            known = [name for param in self.params for name in param.opts]
-            near = difflib.get_close_matches(exc.option_name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            known = [name for param in self.params for name in (*param.opts, *param.secondary_opts)]
+            near = difflib.get_close_matches(exc.option_name, known, 2)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise click.UsageError(f"no option {exc.option_name}{hint}", ctx) from None
 
 
-@click.command(cls=_Flags, context_settings={"auto_envvar_prefix": "P2PMESH", "show_default": False})
-@click.option(
-    "--model", "models", multiple=True, metavar="PATH-or-NAME", help="A model to serve; repeatable."
-)
-@click.option("--no-model", is_flag=True, help="Serve none: ask and relay only.")
-@click.option("--engine", type=click.Choice(["llama", "echo"]), default=None, help="What runs the models.")
-@click.option("--tokens-per-s", type=float, default=None, help="Speed of --engine echo.")
-@click.option(
-    "--skill", "skills", multiple=True, metavar="NAME=FILE", help="A skill and its example prompts."
-)
-@click.option("--name", default=None, help="What people call this peer.")
-@click.option("--listen", multiple=True, metavar="MULTIADDR", help="Where to listen; repeatable.")
-@click.option("--join", multiple=True, metavar="MULTIADDR", help="A peer to meet first; repeatable.")
-@click.option("--mdns/--no-mdns", default=None, help="Look for peers on the local network.")
-@click.option("--http", metavar="HOST:PORT", default=None, help='Where to serve HTTP; "" for nowhere.')
-@click.option("--state", default=None, metavar="DIR", help="Where the key is kept.")
-@click.option("--config", "config_file", default=None, metavar="FILE", help="A TOML file with all of this.")
-@click.option("--json", "as_json", is_flag=True, help="Say one JSON object when ready.")
+def _option(flag: str, *names: str, **how: Any) -> Callable[[Any], Any]:
+    """A flag, and the environment variable of the same name: --tokens-per-s is P2PMESH_TOKENS_PER_S."""
+    variable = "P2PMESH_" + flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, *names, envvar=variable, **how)
+
+
+@click.command(cls=_Flags, context_settings={"show_default": False, "help_option_names": ["-h", "--help"]})
+@_option("--model", "models", multiple=True, metavar="PATH-or-NAME", help="A model to serve; repeatable.")
+@_option("--no-model", is_flag=True, help="Serve none: ask and relay only.")
+@_option("--engine", type=click.Choice(["llama", "echo"]), default=None, help="What runs the models.")
+@_option("--tokens-per-s", type=float, default=None, help="Speed of --engine echo.")
+@_option("--skill", "skills", multiple=True, metavar="NAME=FILE", help="A skill and its example prompts.")
+@_option("--name", default=None, help="What people call this peer.")
+@_option("--listen", multiple=True, metavar="MULTIADDR", help="Where to listen; repeatable.")
+@_option("--join", multiple=True, metavar="MULTIADDR", help="A peer to meet first; repeatable.")
+@_option("--mdns/--no-mdns", default=None, help="Look for peers on the local network.")
+@_option("--http", metavar="HOST:PORT", default=None, help='Where to serve HTTP; "" for nowhere.')
+@_option("--state", default=None, metavar="DIR", help="Where the key is kept.")
+@_option("--config", "config_file", default=None, metavar="FILE", help="A TOML file with all of this.")
+@_option("--json", "as_json", is_flag=True, help="Say one JSON object when ready.")
 @click.option("-v", "--verbose", count=True, help="Log to stderr; twice for more.")
 def up(config_file: str | None, as_json: bool, verbose: int, **flags: Any) -> None:
-    """Start a peer, and serve it until SIGTERM or Ctrl-C."""
+    """Start a peer, and serve it until SIGTERM or Ctrl-C.
+
+    Each flag may be given as an environment variable instead: --name as P2PMESH_NAME.
+    """
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for foreign in ("libp2p", "multiaddr", "zeroconf"):
@@ -120,23 +126,27 @@ def _run(config: Any, as_json: bool) -> None:
     from p2pmesh.peer.background import background
 
     async def main() -> None:
-        stop = trio.Event()
+        stop, ready = trio.Event(), trio.Event()
         async with background() as nursery:
-            nursery.start_soon(_until_signal, stop)
-            await _serve(config, as_json, stop)
+            await nursery.start(_until_signal, stop, ready, nursery.cancel_scope)
+            await _serve(config, as_json, stop, ready)
 
     trio.run(main)
 
 
-async def _until_signal(stop: Any) -> None:
+async def _until_signal(stop: Any, ready: Any, scope: Any, *, task_status: Any) -> None:
+    """End the peer at a signal: in good order once it is ready, at once while it starts."""
     import trio
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             stop.set()
+            if not ready.is_set():
+                scope.cancel()
 
 
-async def _serve(config: Any, as_json: bool, stop: Any) -> None:
+async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
     from contextlib import AsyncExitStack
 
     from p2pmesh.gateway.server import open_gateway
@@ -149,7 +159,7 @@ async def _serve(config: Any, as_json: bool, stop: Any) -> None:
         if config.http.bind:
             url = await stack.enter_async_context(open_gateway(peer, stop.set))
         models = [model.name for model in peer.members()[0].capability.models]
-        ready = {
+        told = {
             "id": peer.id,
             "name": peer.name,
             "addresses": list(peer.addresses),
@@ -157,11 +167,11 @@ async def _serve(config: Any, as_json: bool, stop: Any) -> None:
             "models": models,
             "pid": os.getpid(),
         }
-        stack.enter_context(state.announced(peer.state_directory, ready))
+        stack.enter_context(state.announced(peer.state_directory, told))
         if as_json:
-            click.echo(json.dumps(ready))
+            click.echo(json.dumps(told))
         else:
             serves = ", ".join(models) or "no model"
             click.echo(f"{peer.name} is up: {serves}; HTTP {url or 'off'}; join {' '.join(peer.addresses)}")
-        sys.stdout.flush()
+        ready.set()
         await stop.wait()

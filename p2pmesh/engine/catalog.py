@@ -84,7 +84,13 @@ def embedder_load(engine: config.Engine) -> Load | None:
     path = embedder.default_path()
     if not path.is_file():
         return None
-    return Load(path=str(path), kind="embed", name=embedder.SPACE, threads=engine.threads, jobs_max=engine.jobs_max)
+    return Load(
+        path=str(path),
+        kind="embed",
+        name=embedder.SPACE,
+        threads=engine.threads,
+        jobs_max=engine.jobs_max,
+    )
 
 
 def _is_name(model: str) -> bool:

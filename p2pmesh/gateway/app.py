@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -72,14 +72,23 @@ def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
     handlers: Any = {
         openai.BadRequest: lambda _, exc: chat.bad_request(exc),
         MeshError: lambda _, exc: chat.mesh_failure(exc),
+        ClientDisconnect: lambda _, __: Response(status_code=400),  # nobody reads it
         HTTPException: _http_error,
+        Exception: _bug,
     }
     return Starlette(routes=routes, middleware=[Middleware(OwnHostOnly)], exception_handlers=handlers)
 
 
 def _http_error(request: Request, failure: HTTPException) -> Response:
     text = f"{request.method} {request.url.path}: {failure.detail}"
-    return JSONResponse(openai.error(text, "not_found", failure.status_code), failure.status_code)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(failure.status_code, "invalid_request")
+    body = openai.error(text, code, failure.status_code)
+    return JSONResponse(body, failure.status_code, failure.headers)
+
+
+def _bug(request: Request, failure: Exception) -> Response:
+    """The server logs what it was; the client is told no more than that."""
+    return JSONResponse(openai.error("a fault of this peer; its log says more", "internal_error", 500), 500)
 
 
 class _Door:
@@ -95,10 +104,13 @@ class _Door:
         if self._requests >= config.requests_max:
             body = openai.error("too many requests are being served", Reason.OVERLOADED.value, 503)
             return JSONResponse(body, 503, {"retry-after": "1"})
-        parsed = openai.parse(await chat.body_of(request, config.body_bytes_max))
-        reply = chat.ChatReply(self._peer, parsed, self._finished)
         self._requests += 1
-        return reply
+        try:
+            parsed = openai.parse(await chat.body_of(request, config.body_bytes_max))
+            return chat.ChatReply(self._peer, parsed, self._finished)
+        except BaseException:
+            self._finished()
+            raise
 
     def _finished(self) -> None:
         self._requests -= 1

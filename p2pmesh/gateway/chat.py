@@ -22,8 +22,11 @@ from p2pmesh.errors import MeshError, QueryError, Reason
 from p2pmesh.gateway import openai
 from p2pmesh.peer.answer import Answer
 from p2pmesh.peer.peer import Peer
+from p2pmesh.query import AUTO
 
 _log = logging.getLogger("p2pmesh.gateway")
+_BODY_S = 30.0
+"""Seconds a request's body may take to arrive. A guess: a megabyte over a poor line takes 10."""
 
 
 class ChatReply:
@@ -78,7 +81,7 @@ class ChatReply:
         headers.update(_way(answer))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        created, model = int(time.time()), self._request.model
+        created, model = int(time.time()), self._model(answer)
 
         async def event(body: Any) -> None:
             data = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
@@ -90,6 +93,7 @@ class ChatReply:
             await event({**first, "p2pmesh": _hops(answer)})
             async for piece in answer:
                 await event(openai.chunk(answer.id, created, model, piece.text))
+            model = answer.model
             await event(openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason))
             if self._request.wants_usage:
                 await event(openai.usage_chunk(answer.id, created, model, answer.usage))
@@ -98,6 +102,14 @@ class ChatReply:
             await event(openai.query_error(failure)[1])
         await event("[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _model(self, answer: Answer) -> str:
+        """The model that answers, as far as it is known before the end, which tells it for sure."""
+        if answer.model or self._request.model != AUTO:
+            return answer.model or self._request.model
+        served = (m.capability.models for m in self._peer.members() if m.id == answer.served_by)
+        models = next(served, ())
+        return models[0].name if len(models) == 1 else AUTO
 
 
 async def _watch(receive: Receive, scope: trio.CancelScope) -> None:
@@ -133,16 +145,18 @@ def _way(answer: Answer) -> dict[str, str]:
 
 
 async def body_of(request: Request, bytes_max: int) -> bytes:
-    """Return the request's body. Raises BadRequest when it is longer than `bytes_max`."""
+    """Return the request's body. Raises BadRequest when it is longer than `bytes_max`, or does not come."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > bytes_max:
-            raise openai.BadRequest(
-                f"the body is longer than {bytes_max} bytes", None, "body_too_large", status=413
-            )
-        parts.append(part)
-    return b"".join(parts)
+    with trio.move_on_after(_BODY_S):
+        async for part in request.stream():
+            size += len(part)
+            if size > bytes_max:
+                raise openai.BadRequest(
+                    f"the body is longer than {bytes_max} bytes", None, "body_too_large", status=413
+                )
+            parts.append(part)
+        return b"".join(parts)
+    raise openai.BadRequest(f"the body did not come within {_BODY_S:g} s", None, "body_timeout", status=408)
 
 
 def bad_request(failure: openai.BadRequest) -> Response:

@@ -89,12 +89,20 @@ def parse(body: bytes) -> ChatRequest:
     try:
         request = _DECODER.decode(body)
     except msgspec.ValidationError as exc:
-        text, _, where = str(exc).partition(" - at `$.")
-        raise BadRequest(text, where.rstrip("`") or None) from None
+        raise _wrong_shape(str(exc)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequest(f"the body is not JSON: {exc}") from None
     _refuse_unsupported(request)
     return request
+
+
+def _wrong_shape(complaint: str) -> BadRequest:
+    """msgspec's words as ours: "… - at `$.messages[0].role`", or "… missing required field `role` - at …"."""
+    text, _, where = complaint.partition(" - at `$")
+    path = [where.strip("`.")]
+    if "required field" in text:
+        path.append(text.partition("required field `")[2].rstrip("`"))
+    return BadRequest(complaint.replace("`$.", "`"), ".".join(filter(None, path)) or None)
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:
@@ -128,6 +136,8 @@ def _message(turn: _Turn, index: int) -> Message:
         if any(part.type != "text" for part in turn.content):
             raise BadRequest("only text parts are understood", f"{param}.content")
         return Message(role, "\n".join(part.text for part in turn.content))
+    if turn.content is None and role != "assistant":
+        raise BadRequest(f"a message of the {role} needs a content", f"{param}.content")
     return Message(role, turn.content or "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,9 @@ from p2pmesh.peer.peer import Peer
 _log = logging.getLogger("p2pmesh.gateway")
 _GRACE_S = 1.0
 """Seconds that running requests have when the server ends."""
+
+_DEAF_S = 5.0
+"""Seconds a client may take nothing while its buffers, megabytes on loopback, are full; then it is dropped."""
 
 
 @asynccontextmanager
@@ -50,7 +54,7 @@ async def open_gateway(peer: Peer, stop: Callable[[], None]) -> AsyncIterator[st
 def _parse(bind: str) -> tuple[str, int]:
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65_535:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
         raise ConfigError(f"http.bind must be HOST:PORT, not {bind!r}")
     host = "127.0.0.1" if host == "localhost" else host
     try:
@@ -66,6 +70,9 @@ def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by every connection: hypercorn shields its writes, so one to a client that reads nothing
+        # would keep the whole peer from ending.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_DEAF_S * 1e3))
         listener.bind((host, port))
         listener.listen(128)
     except OSError as exc:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import trio
 from typing_extensions import assert_never
 
-from p2pmesh.errors import LocalProtocolError, RemoteProtocolError
+from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.net.host import DialFailed, FrameReceived, Host, LinkDown, LinkUp, Priority
 from p2pmesh.peer.models import Models
 from p2pmesh.protocol import events as e
@@ -50,11 +50,15 @@ class Driver:
         self._handling = False
         self._sleep = trio.CancelScope()
         self._bad_frames: Counter[PeerId] = Counter()
+        self._closed = False
 
     # -- for those who ask here -----------------------------------------------------------------------
 
     def ask(self, query: Query, sink: Sink) -> None:
         """Put a query to the mesh; `sink` gets everything that comes of it, to its end."""
+        if self._closed:
+            sink(_left(query.id))
+            return
         self._sinks[query.id] = sink
         self.feed(e.Asked(query))
 
@@ -62,6 +66,13 @@ class Driver:
         """Nobody waits for it any more. A query that is over is ignored."""
         if self._sinks.pop(query_id, None) is not None:
             self.feed(e.Cancelled(query_id))
+
+    def close(self) -> None:
+        """Tell those who still wait that nothing will come, and whoever asks from now on."""
+        self._closed = True
+        while self._sinks:
+            query_id, sink = self._sinks.popitem()
+            sink(_left(query_id))
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -171,3 +182,7 @@ class Driver:
         sink = self._sinks.pop(outcome.query_id, None) if over else self._sinks.get(outcome.query_id)
         if sink is not None:
             sink(outcome)
+
+
+def _left(query_id: QueryId) -> e.Fail:
+    return e.Fail(query_id, Reason.PEER_LOST, "this peer has left the mesh")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import trio
 
 from p2pmesh.config import Config, ModelConfig, SkillConfig
 from p2pmesh.engine import base, catalog, embedder
-from p2pmesh.errors import ConfigError, EngineError
+from p2pmesh.errors import ConfigError, EngineError, ModelLoadError
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.protocol import events as e
 from p2pmesh.query import Message, Query, QueryId
@@ -52,6 +52,7 @@ class Models:
         self._waiting: dict[str, trio.MemorySendChannel[base.Embedded | base.Failed]] = {}
         self._skills: tuple[Skill, ...] = ()
         self._describe: Callable[[], None] = lambda: None
+        self._started = False
 
     # -- the boundary to the driver -------------------------------------------------------------------
 
@@ -91,8 +92,13 @@ class Models:
         self._embedder.embed(f"query/{query_id}/{self._embeds}", (text,))
 
     async def vector(self, text: str) -> Vector | None:
-        """Return the vector of `text`, or None where this peer cannot embed. Raises EngineError."""
-        return None if self._embedder is None else quantise((await self._vectors((text,)))[0])
+        """Return the vector of `text`, or None where this peer cannot embed or the text says nothing. Raises
+        EngineError."""
+        if self._embedder is None:
+            return None
+        with suppress(ValueError):
+            return quantise((await self._vectors((text,)))[0])
+        return None
 
     def status(self) -> list[dict[str, object]]:
         """Return one plain row for each engine, for people."""
@@ -123,7 +129,9 @@ class Models:
             case EngineDown():
                 if served is not None:
                     served.up = False
-                _log.warning("engine %s is down: %s", name, event.detail)
+                # While it starts, the one who starts it is told by an error: once is enough.
+                level = logging.WARNING if self._started else logging.INFO
+                _log.log(level, "the model %s is down: %s", name or "of the embedder", event.detail)
                 self._describe()
             case base.Generated():
                 self._feed(e.Generated(*_of_job(event.job), event.tokens, event.text))
@@ -178,12 +186,13 @@ class Models:
         if embed is not None:
             opened = open_engine(embed, self._config.engine, self._listener(""))
             self._embedder = await stack.enter_async_context(opened)
-            await self._embedder.wait_ready()
+            await _ready("the embedder", self._embedder)
         for skill in self._config.skills:
             self._skills = (*self._skills, await self._learn(skill))
-        for served in self._served.values():
-            await served.engine.wait_ready()
+        for name, served in self._served.items():
+            await _ready(f"the model {name}", served.engine)
             served.up = True
+        self._started = True
 
     def _listener(self, name: str) -> Callable[[EngineHandle, base.Event | EngineUp | EngineDown], None]:
         return lambda _, event: self._on_engine(name, event)
@@ -220,7 +229,11 @@ class Models:
                 "or `python -m p2pmesh.engine.embedder`"
             )
         rows = await self._vectors(skill.examples)
-        return Skill(skill.name, quantise(rows.mean(axis=0)), skill.quality, 0, skill.model)
+        try:
+            direction = quantise(rows.mean(axis=0))
+        except ValueError:
+            raise ConfigError(f"the examples of skill {skill.name!r} say nothing: write other ones") from None
+        return Skill(skill.name, direction, skill.quality, 0, skill.model)
 
     async def _vectors(self, texts: tuple[str, ...]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         assert self._embedder is not None
@@ -248,6 +261,14 @@ async def open_models(config: Config, feed: Callable[[e.Event], None]) -> AsyncI
         models = Models(config, feed)
         await models._start(stack)
         yield models
+
+
+async def _ready(what: str, engine: EngineHandle) -> None:
+    """Wait until `engine` takes jobs. Raises ModelLoadError, saying which, when it never will."""
+    try:
+        await engine.wait_ready()
+    except ModelLoadError as exc:
+        raise ModelLoadError(f"{what} does not start: {exc}") from None
 
 
 def _prompted(messages: tuple[Message, ...], model: ModelConfig) -> tuple[Message, ...]:

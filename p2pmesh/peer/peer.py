@@ -218,6 +218,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
             trio.current_time(),
         )
         driver = Driver(machine, host, models)
+        stack.callback(driver.close)
         feed = driver.feed
 
         def describe() -> None:

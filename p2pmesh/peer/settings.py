@@ -31,7 +31,7 @@ EXAMPLES_MAX = 64
 """Most example prompts of one skill."""
 
 
-def load(path: str | None, overrides: Mapping[str, Any]) -> config.Config:
+def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> config.Config:
     """Return the configuration in `path` (None: none) with `overrides`, a nested mapping, laid over it.
 
     Raises ConfigError, naming the file, the key and what is wrong; nothing was started.
@@ -39,9 +39,9 @@ def load(path: str | None, overrides: Mapping[str, Any]) -> config.Config:
     merged: dict[str, Any] = {}
     if path is not None:
         merged = _read(Path(path))
-        _check_keys(merged, config.Config, path, "")
-    _lay_over(merged, overrides)
-    return from_mapping(merged, path or "the settings")
+        _check_keys(merged, config.Config, str(path), "")
+    _lay_over(merged, overrides or {})
+    return from_mapping(merged, str(path or "the settings"))
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> config.Config:

@@ -22,6 +22,10 @@ KEY = "identity.key"
 _EPOCH = "epoch"
 _RUNNING = "running.json"
 _LOCK = "lock"
+_EPOCH_MAX = 2**48
+"""Milliseconds until the year 10 889: what claims to be later is damage, not a clock that went ahead."""
+_LOCK_TRIES, _LOCK_PAUSE_S = 5, 0.02
+"""A verb that looks whether a peer runs holds the lock for an instant; a peer holds it for good."""
 
 
 def directory(state: str) -> Path:
@@ -42,26 +46,35 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as exc:
         raise ConfigError(f"cannot use the state directory {path}: {exc.strerror}") from None
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(handle):
             raise StateLocked(
                 f"another peer uses {path}: stop it, or give this one a directory of its own with --state"
-            ) from None
+            )
         yield
     finally:
         os.close(handle)
 
 
+def _take(handle: int) -> bool:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
+
+
 def next_epoch(path: Path) -> int:
     """Return an epoch above every earlier one of this directory, and keep it.
 
-    It is the time in milliseconds, so that a lost file does no harm, unless the clock went back.
+    It is the time in milliseconds, so that a lost or damaged file does no harm, unless the clock went back.
     """
     earlier = 0
     with suppress(OSError, ValueError):
         earlier = int((path / _EPOCH).read_text(encoding="ascii").strip())
-    epoch = max(time.time_ns() // 1_000_000, earlier + 1)
+    epoch = max(time.time_ns() // 1_000_000, earlier + 1 if earlier < _EPOCH_MAX else 0)
     _replace(path / _EPOCH, f"{epoch}\n")
     return epoch
 
@@ -83,12 +96,13 @@ def running(path: Path) -> dict[str, Any] | None:
         told = json.loads((path / _RUNNING).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(told, dict) or not _is_held(path):
+    if not isinstance(told, dict) or not is_held(path):
         return None  # left behind by a peer that was killed
     return told
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Return whether a peer runs in `path`."""
     try:
         handle = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -97,10 +97,13 @@ class Gossip:
             return
         self._publish(replace(record, capability=capability, addresses=addresses), record.version, now)
 
-    def refute(self, version: Version, now: float) -> None:
-        """Somebody believes us gone in `version`: publish a newer one, which beats it."""
-        if not version < self.me.record.version:
+    def refute(self, peer: PeerId, version: Version, now: float) -> None:
+        """`peer` believes us gone in `version`: publish a newer one, which beats it. A version we do not
+        know is one of a life we do not remember, or made up: our own signature must tell."""
+        if version == self.me.record.version:
             self._publish(self.me.record, version, now)
+        elif self.me.record.version < version:
+            self._pull(peer, [self.me.record.id], now)
 
     def _publish(self, record: PeerRecord, after: Version, now: float) -> None:
         newer = Version(after.epoch, after.seq + 1)
@@ -150,6 +153,8 @@ class Gossip:
         """Tell a new link all we know, and how busy we are."""
         self._out.append(Send(peer, Digest(self._lines(peer, None))))
         self._out.append(Send(peer, LoadReport(self._load)))
+        if peer in self.records:
+            self._freshen(peer, now)  # the way to it is new
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         """Forget its load; tell the others of the ways that went with it."""
@@ -161,30 +166,46 @@ class Gossip:
     def on_lines(self, peer: PeerId, message: Announce | Digest, now: float) -> None:
         """Pull what is news; to a digest, announce what the sender lacks."""
         wanted = []
+        mine = self.me.record
         for line in message.lines:
-            if line.id == self.me.record.id:
+            if line.id == mine.id:
+                if mine.version < line.version:
+                    wanted.append(line.id)
                 continue
-            asked_at = self._pulls.get(line.id, -math.inf)
-            if not self._membership.outdated(line.id, line.version) and asked_at + _PULL_PATIENCE_S <= now:
-                self._pulls[line.id] = now
+            if self._membership.outdated(line.id, line.version):
+                self._membership.departed(line.id, line.version)
+            else:
                 wanted.append(line.id)
             if self._membership.distance(peer, line.id, line.distance):
                 self._freshen(line.id, now)
-        if len(self._pulls) > self._limits.digest_max:
-            self._pulls = {i: at for i, at in self._pulls.items() if at + _PULL_PATIENCE_S > now}
-        if wanted:
-            self._out.append(Send(peer, Pull(tuple(wanted))))
+        self._pull(peer, wanted, now)
         if isinstance(message, Digest):
             theirs = {line.id: line.version for line in message.lines}
             newer = [i for i, r in self._all().items() if i not in theirs or theirs[i] < r.record.version]
             if newer:
                 self._out.append(Send(peer, Announce(self._lines(peer, newer))))
 
+    def _pull(self, peer: PeerId, idents: list[PeerId], now: float) -> None:
+        """Ask `peer` for what nobody was asked for just now. Where too many are outstanding to remember
+        another, it is asked for all the same: twice is better than never."""
+        if len(self._pulls) >= self._limits.digest_max:
+            self._pulls = {i: at for i, at in self._pulls.items() if at + _PULL_PATIENCE_S > now}
+        wanted = []
+        for ident in dict.fromkeys(idents):
+            if self._pulls.get(ident, -math.inf) + _PULL_PATIENCE_S <= now:
+                wanted.append(ident)
+                if ident in self._pulls or len(self._pulls) < self._limits.digest_max:
+                    self._pulls[ident] = now
+        if wanted:
+            self._out.append(Send(peer, Pull(tuple(wanted))))
+
     def on_pull(self, peer: PeerId, message: Pull) -> None:
-        """Send the records asked for, in frames that fit."""
+        """Send the records asked for, in frames that fit; to a peer also its own, which it may have lost."""
         held = self._all()
+        if peer in self.records:
+            held[peer] = self.records[peer]
         batch: list[SignedRecord] = []
-        for ident in message.ids:
+        for ident in dict.fromkeys(message.ids):
             if ident in held:
                 batch.append(held[ident])
             if len(batch) == self._limits.records_per_frame_max:
@@ -205,7 +226,8 @@ class Gossip:
                 self._out.append(Notify(peer, f"passed on a record that {record.id} never signed"))
                 continue
             if record.id == self.me.record.id:
-                self.refute(record.version, now)  # a life of ours we do not remember
+                if self.me.record.version < record.version:  # of a life of ours we do not remember
+                    self._publish(self.me.record, record.version, now)
                 continue
             if self._membership.heard(record.id, record.version, record.addresses, now):
                 self.records[record.id] = signed
@@ -266,7 +288,7 @@ class Gossip:
         lines = []
         held = self._all()
         for ident in held if idents is None else idents:
-            if ident == peer or ident not in held:
+            if ident not in held:
                 continue
             way = (ident, 0) if ident == self.me.record.id else self._membership.route(ident)
             distance = DISTANCE_MAX if way is None or way[0] == peer else way[1]

@@ -96,15 +96,13 @@ class Machine:
             case e.Connected():
                 self._connected(event.peer, now)
             case e.Disconnected():
-                self.membership.disconnected(event.peer, now)
-                self.gossip.disconnected(event.peer, now)
-                self.relay.disconnected(event.peer, now)
+                self._disconnected(event.peer, now)
             case e.Discovered():
                 self.membership.discovered(event.peer, event.addresses, now)
             case e.DialFailed():
                 self.membership.dial_failed(event.peer, now)
             case e.Departed():
-                self._depart()
+                self.membership.leave(self.gossip.me.record.version)
             case e.Described():
                 self._described(event, now)
             case e.Asked():
@@ -160,11 +158,18 @@ class Machine:
                 assert_never(message)
 
     def _connected(self, peer: PeerId, now: float) -> None:
-        if len(self.membership.links) >= 2 * self._config.membership.links_max:
+        links = self.membership.links
+        if peer not in links and len(links) >= 2 * self._config.membership.links_max:
             self._out.append(e.Hangup(peer))  # half for those we dial, half for those who dial us
             return
         self.membership.connected(peer, now)
         self.gossip.connected(peer, now)
+
+    def _disconnected(self, peer: PeerId, now: float) -> None:
+        if peer in self.membership.links:
+            self.membership.disconnected(peer, now)
+            self.gossip.disconnected(peer, now)
+            self.relay.disconnected(peer, now)
 
     def _asked(self, query: Query, now: float) -> None:
         try:
@@ -175,21 +180,20 @@ class Machine:
         self.relay.ask(query, now)
 
     def _described(self, event: e.Described, now: float) -> None:
-        self.gossip.describe(event.capability, event.addresses, now)
+        try:
+            self.gossip.describe(event.capability, event.addresses, now)
+        except LocalProtocolError as exc:  # what could not travel is not published, and not served either
+            self._out.append(e.Notify(self.me, f"cannot publish what this peer says of itself: {exc}"))
+            return
         for query in self._local.describe(event.capability.models):
             self.relay.failed(
                 e.Failed(query.id, query.attempt, Reason.ENGINE_FAILED, "its model went away"), now
             )
 
-    def _depart(self) -> None:
-        version = self.gossip.me.record.version
-        self._out.extend(e.Send(peer, m.Leave(version)) for peer in self.membership.links)
-        self._out.extend(e.Hangup(peer) for peer in self.membership.links)
-
     # -- what the parts ask of one another ------------------------------------------------------------
 
-    def _refute(self, version: Version) -> None:
-        self.gossip.refute(version, self._now)
+    def _refute(self, peer: PeerId, version: Version) -> None:
+        self.gossip.refute(peer, version, self._now)
 
     def _can_embed(self) -> bool:
         return bool(self.gossip.me.record.capability.space)
@@ -208,8 +212,8 @@ class Machine:
             wait = self._local.remaining_s(now)
             candidates.append(Candidate(self.me, self.name, mine.capability, wait, 0.0, self.me))
         for peer, signed in self.gossip.records.items():
-            way = self.membership.route(peer)
-            if way is None or peer in barred or way[0] in barred or not self.membership.is_alive(peer):
+            way = self.membership.route(peer, barred)
+            if way is None or peer in barred or not self.membership.is_alive(peer):
                 continue
             wait = self.gossip.wait_s(peer, now)
             name, capability = signed.record.name or peer[-8:], signed.record.capability

@@ -143,8 +143,7 @@ class Membership:
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         """A link closed: the peer gets no work until it is back, and is dialled at once to see."""
-        if self.links.pop(peer, None) is None:
-            return
+        del self.links[peer]
         for other in self.members.values():
             other.distances.pop(peer, None)
         self._probes = [p for p in self._probes if p.target != peer]
@@ -330,7 +329,7 @@ class Membership:
         """Believe `peer`, within reason: an update is signed by nobody."""
         mine = [u.version for u in updates if u.id == self.me and u.status is not Status.ALIVE]
         if mine:
-            self._refute(peer, max(mine, key=lambda v: (v.epoch, v.seq)))
+            self._refute(peer, max(mine))
         for update in updates:
             member = self.members.get(update.id)
             if member is None or update.version < member.version:
@@ -406,6 +405,8 @@ class Membership:
     def _dial_one(self, now: float) -> None:
         """While there is room for links, try one more of the living: a dial put off because there was none
         is made up for, and a peer that lost its links finds new ones."""
+        if not self._dial_discovered or len(self.links) >= self._config.links_max:
+            return
         idle = [
             m
             for m in self.members.values()

@@ -33,10 +33,15 @@ from p2pmesh.protocol.routing import Decision, Kind, Scored
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
 from p2pmesh.record import PeerId
 
-_WHY_BYTES_MAX = 200
-"""Longest reason in a hop, in characters: the codec's bound with room for four-byte letters."""
+_WHY_CHARS_MAX = 200
+"""Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
+
+
+def _brief(text: str) -> str:
+    """Return `text` as it may travel: an engine's words are neither short nor always text."""
+    return text[:_WHY_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 class Relay:
@@ -121,11 +126,13 @@ class Relay:
             return
         if old is not None:  # a newer attempt fences off the older
             self._stop_work(old)
-            self._forget(old)
+            self._end_badly(old, Reason.CANCELLED, "a newer attempt came", now)
         if len(self.flights) >= self._config.flights_max:
             wait = max(1.0, self._local.remaining_s(now))
             self._refuse(peer, query, Reason.OVERLOADED, "too many queries are in flight here", wait)
             return
+        # A path has a bound, and so has what is left of it, whatever the sender says.
+        query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
         flight = Flight(query, peer, now + query.budget_s, Phase.EMBEDDING)
         flight.alive_at = now + self._config.keepalive_s
         self.flights[query.id] = flight
@@ -157,8 +164,7 @@ class Relay:
         flight = self._flight_to(peer, message.query_id, message.attempt)
         if flight is None:
             return
-        flight.downstream = None
-        flight.refusal = message
+        flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
         if flight.index > 0 or message.reason in _FINAL:
@@ -175,7 +181,7 @@ class Relay:
         if flight is None or chunk.index < flight.index:
             return
         if chunk.index > flight.index:
-            self._lost_piece(flight, now)
+            self._lost_piece(flight, peer, now)
             return
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
@@ -187,20 +193,17 @@ class Relay:
         if flight is None:
             return
         if message.chunks != flight.index:
-            self._lost_piece(flight, now)
+            self._lost_piece(flight, peer, now)
             return
         self._complete(flight, message.ended)
 
-    def _lost_piece(self, flight: Flight, now: float) -> None:
+    def _lost_piece(self, flight: Flight, peer: PeerId, now: float) -> None:
         self._send_cancel(flight)
-        self._end_badly(flight, Reason.PEER_LOST, "a piece of the answer went missing", now)
+        self._lost(flight, (peer,), now, "a piece of the answer went missing")
 
     def on_error(self, peer: PeerId, message: Error, now: float) -> None:
-        """The answer broke downstream."""
-        flight = self._flight_to(peer, message.query_id, message.attempt)
-        if flight is not None:
-            flight.downstream = None
-            self._end_badly(flight, message.reason, message.detail, now)
+        """The answer broke downstream; where nothing of it has come through here, that is a refusal."""
+        self.on_refuse(peer, Refuse(message.query_id, message.attempt, message.reason, message.detail), now)
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         """A link closed: what came from there is stopped, what went there is lost."""
@@ -238,16 +241,15 @@ class Relay:
         if flight is None:
             return
         self._local.finished(event.query_id)
+        detail = _brief(event.detail)
         if event.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
         if flight.index > 0 or event.reason in _FINAL:
-            self._end_badly(flight, event.reason, event.detail, now)
+            self._end_badly(flight, event.reason, detail, now)
             return
         flight.placed = False
         flight.tried = (*flight.tried, self.me)
-        flight.refusal = Refuse(
-            flight.query.id, event.attempt, event.reason, event.detail, 0.0, event.prompt_tokens
-        )
+        flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
         self._route(flight, now)
 
     # -- time -----------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ class Relay:
         if decision.kind is Kind.REFUSE or decision.chosen is None:
             self._nobody_left(flight, decision, now)
             return
-        hop = Hop(self.me, self.name, decision.explain()[:_WHY_BYTES_MAX])
+        hop = Hop(self.me, self.name, _brief(decision.explain()))
         if decision.kind is Kind.SERVE:
             self._serve(flight, decision.chosen, hop, now)
             return
@@ -345,7 +347,9 @@ class Relay:
         if flight.upstream is None:
             self._out.append(Deliver(flight.query.id, ended))
         else:
-            self._out.append(Send(flight.upstream, End(flight.query.id, flight.query.attempt, flight.index, ended)))
+            self._out.append(
+                Send(flight.upstream, End(flight.query.id, flight.query.attempt, flight.index, ended))
+            )
         self._forget(flight)
 
     def _nobody_left(self, flight: Flight, decision: Decision, now: float) -> None:
@@ -359,13 +363,20 @@ class Relay:
             detail = decision.detail  # it knows the longest context of all
         self._end_badly(flight, reason, detail, now, wait)
 
-    def _lost(self, flight: Flight, dead: tuple[PeerId, ...], now: float) -> None:
+    def _lost(
+        self,
+        flight: Flight,
+        dead: tuple[PeerId, ...],
+        now: float,
+        how: str = "the peer that was answering went away",
+    ) -> None:
         """Downstream is gone. Only the origin may start again, under a new attempt number."""
         flight.downstream = None
         if flight.index > 0:
-            self._end_badly(flight, Reason.PEER_LOST, "the peer that was answering went away", now)
+            self._end_badly(flight, Reason.PEER_LOST, how, now)
             return
-        excluded = (*flight.query.excluded, *(p for p in dead if p not in flight.query.excluded))
+        known = (self.me, *flight.query.excluded)  # whatever others say, we are not dead
+        excluded = (*flight.query.excluded, *dict.fromkeys(p for p in dead if p not in known))
         if flight.upstream is not None:
             self._refuse(
                 flight.upstream, flight.query, Reason.PEER_LOST, "the next peer went away", dead=dead

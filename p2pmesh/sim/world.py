@@ -97,7 +97,10 @@ class World:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._queries = 0
+        self._peers = 0
         self._links: dict[tuple[PeerId, PeerId], int] = {}
+        self._heard: dict[tuple[PeerId, PeerId], int] = {}
+        """The link on which the second still listens to the first; it may have ended at the first's side."""
         self._arrivals: dict[tuple[PeerId, PeerId], float] = {}
         self._cut: Callable[[PeerId, PeerId], bool] = lambda a, b: False
         self._trace = hashlib.blake2b(digest_size=16)
@@ -121,7 +124,8 @@ class World:
 
     def add(self, spec: Spec) -> PeerId:
         """Start one more peer, which knows nobody yet. Returns its id."""
-        ident = self.peer(len(self.nodes))
+        ident = self.peer(self._peers)
+        self._peers += 1
         self._start(ident, spec, epoch=1)
         return ident
 
@@ -158,10 +162,20 @@ class World:
         self.judge.crashed(ident)
 
     def restart(self, ident: PeerId, spec: Spec, contact: PeerId, epoch: int = 2) -> None:
-        """Start a crashed peer again, with nothing remembered but its key."""
-        self._links = {pair: n for pair, n in self._links.items() if ident not in pair}
+        """Start a crashed peer again, with nothing remembered but its key. Links that its silent death left
+        open are reset."""
+        for source, other in [pair for pair in self._links if pair[0] == ident]:
+            del self._links[source, other], self._links[other, source]
+            self._event(other, e.Disconnected(ident))
+        self._heard = {pair: n for pair, n in self._heard.items() if ident not in pair}
         self._start(ident, spec, epoch)
         self._later(0.0, lambda: self._dial(ident, contact))
+
+    def leave(self, ident: PeerId) -> None:
+        """A peer goes on purpose: it says so and ends."""
+        self._event(ident, e.Departed())
+        del self.nodes[ident]
+        self.judge.crashed(ident)
 
     def pause(self, ident: PeerId) -> None:
         """Stop a peer as SIGSTOP does: its links stay open and it says nothing."""
@@ -296,7 +310,7 @@ class World:
 
     def _arrive(self, source: PeerId, target: PeerId, number: int, frame: bytes) -> None:
         node = self.nodes.get(target)
-        if node is not None and self._links.get((source, target)) == number:
+        if node is not None and self._heard.get((source, target)) == number:
             self._event(target, e.Received(source, node.machine.codec.decode(frame)))
 
     # -- links ----------------------------------------------------------------------------------------
@@ -314,15 +328,29 @@ class World:
         else:
             self._count += 1
             self._links[source, target] = self._links[target, source] = self._count
+            for pair in ((source, target), (target, source)):
+                if self._heard.pop(pair, None) is not None:
+                    self._event(pair[1], e.Disconnected(pair[0]))
+                self._heard[pair] = self._links[pair]
             self._event(source, e.Connected(target))
             self._event(target, e.Connected(source))
 
     def _unlink(self, a: PeerId, b: PeerId) -> None:
-        if self._links.pop((a, b), None) is None:
+        """End a link from a's side: b still hears all that was sent before, and then the end."""
+        number = self._links.pop((a, b), None)
+        if number is None:
             return
-        self._links.pop((b, a), None)
+        del self._links[b, a]
+        self._heard.pop((b, a), None)
         self._later(0.0, lambda: self._event(a, e.Disconnected(b)))
-        self._later(self._latency(), lambda: self._event(b, e.Disconnected(a)))
+        at = max(self.now + self._latency(), self._arrivals.get((a, b), 0.0))
+
+        def ended() -> None:
+            if self._heard.get((a, b)) == number:
+                del self._heard[a, b]
+                self._event(b, e.Disconnected(a))
+
+        self._later(at - self.now, ended)
 
     # -- models ---------------------------------------------------------------------------------------
 

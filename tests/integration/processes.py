@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,18 +140,15 @@ def echo_config(
 
 
 @contextmanager
-def peers(folder: Path, **speeds: float) -> Iterator[dict[str, PeerProcess]]:
+def peers(folder: Path, rest: str = "", **speeds: float) -> Iterator[dict[str, PeerProcess]]:
     """Start echo peers of those names and speeds, and yield them when each knows all."""
     started: dict[str, PeerProcess] = {}
+    address = f"/ip4/127.0.0.1/tcp/{_free_port()}"
     try:
-        first = next(iter(speeds))
-        started[first] = PeerProcess(
-            folder / first, echo_config(folder / first, first, tokens_per_s=speeds[first])
-        )
-        for name in list(speeds)[1:]:
-            join = started[first].told["addresses"]
-            args = echo_config(folder / name, name, tokens_per_s=speeds[name], join=join)
-            started[name] = PeerProcess(folder / name, args)
+        for name, speed in speeds.items():
+            join = [address] if started else []
+            args = echo_config(folder / name, name, tokens_per_s=speed, join=join, rest=rest)
+            started[name] = PeerProcess(folder / name, args if started else [*args, "--listen", address])
         for peer in started.values():
             until(lambda peer=peer: peer.alive() == set(speeds))
         yield started
@@ -164,3 +162,9 @@ def peers(folder: Path, **speeds: float) -> Iterator[dict[str, PeerProcess]]:
             except subprocess.TimeoutExpired:
                 peer.process.kill()
                 peer.process.wait()
+
+
+def _free_port() -> int:
+    """A port that is free now: known before the peers start, so that they can start all at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

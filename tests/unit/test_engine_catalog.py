@@ -104,7 +104,7 @@ def test_models_are_found_by_name_in_both_directories_and_by_path(home: Path):
     assert catalog.find("mine") == mine
     assert catalog.find("Made") == made
     assert catalog.find(str(made)) == made
-    assert catalog.SPACE not in catalog.names()
+    assert embedder.SPACE not in catalog.names()
 
 
 def test_an_unknown_name_is_told_its_neighbour_and_all_there_is(home: Path):
@@ -132,9 +132,9 @@ def test_configured_models_become_loads(home: Path):
         catalog.model_load(config.ModelConfig(model="x", engine="gpt"), engine)
     assert catalog.embedder_load(engine) is None
     put(embedder.default_path(), tiny())
-    embedder = catalog.embedder_load(engine)
-    assert embedder is not None
-    assert (embedder.kind, embedder.name) == ("embed", catalog.SPACE)
+    load = catalog.embedder_load(engine)
+    assert load is not None
+    assert (load.kind, load.name) == ("embed", embedder.SPACE)
 
 
 def test_a_digest_is_remembered_until_the_file_changes(home: Path):

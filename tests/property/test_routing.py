@@ -1,0 +1,138 @@
+"""The choice: pure, feasible, and never a forward without a clear gain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pmesh.config import Routing
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.routing import Candidate, Kind, choose, score
+from p2pmesh.query import Hop, Query
+from p2pmesh.record import Capability, ModelInfo, PeerId, Skill
+from p2pmesh.sim.world import World
+from tests.machines import ME, MODEL, A, B, Bench, C, D, query, sent
+
+models: st.SearchStrategy[ModelInfo] = st.builds(
+    replace,
+    st.just(MODEL),
+    name=st.sampled_from(["small", "large"]),
+    context_tokens=st.sampled_from([16, 2_048]),
+    decode_tps=st.floats(0.0, 1e9),
+)
+skills = st.builds(
+    Skill,
+    st.sampled_from(["one", "two"]),
+    st.none() | st.integers(0, 3).map(World.topic),
+    st.floats(0.0, 1.0),
+    model=st.sampled_from(["", "small"]),
+)
+capabilities = st.builds(
+    Capability,
+    st.sampled_from(["sim", ""]),
+    st.lists(skills, max_size=3).map(tuple),
+    st.lists(models, max_size=2).map(tuple),
+    st.sampled_from([("general",), ("general", "secret"), ()]),
+)
+
+
+def candidates_of(peer: PeerId) -> st.SearchStrategy[Candidate]:
+    times = st.floats(0.0, 100.0)
+    return st.builds(
+        Candidate, st.just(peer), st.just(f"peer {peer}"), capabilities, times, times, st.just(peer)
+    )
+
+
+tables = st.lists(st.sampled_from([ME, A, B, C]), unique=True, max_size=4).flatmap(
+    lambda peers: st.tuples(*map(candidates_of, peers)).map(list)
+)
+asked = st.builds(
+    lambda **changes: query(**changes),
+    model=st.sampled_from(["auto", "small"]),
+    zone=st.sampled_from(["general", "secret"]),
+    vector=st.none() | st.integers(0, 3).map(World.topic),
+    space=st.just("sim"),
+    hops_left=st.integers(0, 3),
+    budget_s=st.sampled_from([0.0, 1.0, 30.0, 1e6]),
+    prompt_tokens=st.sampled_from([0, 10, 500, 5_000]),
+)
+CONFIG = Routing()
+
+
+@settings(max_examples=300, deadline=None)
+@given(asked, tables)
+def test_the_chosen_is_feasible_and_a_refusal_means_that_nobody_is(q: Query, table: list[Candidate]) -> None:
+    decision = choose(q, ME, table, CONFIG)
+    if decision.chosen is None:
+        assert all(row.why_not is not None for row in decision.table) or q.hops_left == 0
+        assert decision.reason is not None
+        return
+    row = decision.chosen
+    assert row.why_not is None
+    [chosen] = [c for c in table if c.peer == row.peer]
+    model = chosen.capability.model(row.model)
+    assert model is not None
+    assert q.zone in chosen.capability.zones
+    assert q.model in ("auto", row.model)
+    assert (decision.kind is Kind.SERVE) == (row.peer == ME)
+    assert decision.kind is not Kind.FORWARD or q.hops_left > 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(asked, tables)
+def test_a_forward_is_for_a_clear_gain_or_to_be_in_time(q: Query, table: list[Candidate]) -> None:
+    decision = choose(q, ME, table, CONFIG)
+    own = [row for row in decision.table if row.peer == ME and row.why_not is None]
+    if decision.kind is not Kind.FORWARD or not own:
+        return
+    best = decision.chosen
+    assert best is not None
+    in_time = [row for row in own if row.time_s <= q.budget_s]
+    if best.time_s <= q.budget_s:
+        assert all(row.j_s - best.j_s >= CONFIG.gain_min_s for row in in_time)
+    else:
+        assert min(row.time_s for row in own) - best.time_s >= CONFIG.gain_min_s
+
+
+@settings(max_examples=200, deadline=None)
+@given(asked, tables, st.randoms(use_true_random=False))
+def test_the_same_question_has_the_same_answer_in_whatever_order_it_is_put(
+    q: Query, table: list[Candidate], rng: object
+) -> None:
+    first = choose(q, ME, table, CONFIG)
+    assert first == choose(q, ME, table, CONFIG)
+    mixed = list(table)
+    rng.shuffle(mixed)  # type: ignore[attr-defined]
+    again = choose(q, ME, mixed, CONFIG)
+    assert (first.kind, first.chosen and first.chosen.peer) == (
+        again.kind,
+        again.chosen and again.chosen.peer,
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(asked, tables)
+def test_the_best_in_time_come_first_and_the_infeasible_never(q: Query, table: list[Candidate]) -> None:
+    rows = score(q, table, CONFIG)
+    assert len(rows) == sum(len(c.capability.models) for c in table)
+    in_time = [r for r in rows if r.why_not is None and r.time_s <= q.budget_s]
+    assert list(rows[: len(in_time)]) == sorted(in_time, key=lambda r: (r.j_s, r.peer, r.model))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([A, B, C, D]), max_size=4),
+    st.lists(st.sampled_from([A, B, C, D]), max_size=4),
+)
+def test_a_barred_peer_is_never_asked(excluded: list[PeerId], visited: list[PeerId]) -> None:
+    bench = Bench(Capability(models=(replace(MODEL, decode_tps=1.0),)))
+    bench.link(A, B, C)
+    bench.say(A, m.Records(()))
+    path = tuple(Hop(peer, "", "") for peer in visited)
+    effects = bench.handle(e.Received(A, m.Forward(query(path=path, excluded=tuple(excluded)))))
+    to = {f.peer for f in effects if isinstance(f, e.Send) and isinstance(f.message, m.Forward)}
+    assert not to & {*excluded, *visited}
+    assert sent(effects, m.Accept, A)

@@ -1,0 +1,132 @@
+"""The judge itself: it must fail on each thing it is there to forbid."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pmesh.config import Config, Membership, Relay
+from p2pmesh.errors import Reason
+from p2pmesh.protocol import events as e
+from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
+from p2pmesh.sim.judge import Judge, Violation
+from tests.machines import ME, A, B, Bench, C, query
+
+Q = query(origin=ME, budget_s=10.0)
+
+
+@pytest.fixture
+def judge() -> Judge:
+    made = Judge(Config())
+    made.asked(Q, 0.0)
+    return made
+
+
+def piece(index: int, text: str | None = None) -> e.Deliver:
+    return e.Deliver(Q.id, Chunk(Q.id, 0, index, (index,), f"{index} " if text is None else text))
+
+
+def whole(tokens: int) -> e.Deliver:
+    return e.Deliver(Q.id, Ended(Usage(1, tokens), "stop", "m", "d", (Hop(A, "a", ""),)))
+
+
+FAIL = e.Fail(Q.id, Reason.NO_ROUTE, "")
+
+
+def test_a_whole_answer_passes(judge: Judge) -> None:
+    judge.delivered(e.Deliver(Q.id, e.Placed((Hop(B, "b", ""),), 1.0)), 1.0)
+    assert judge.askings[Q.id].served_by == B
+    for index in range(3):
+        judge.delivered(piece(index), 2.0 + index)
+    judge.delivered(whole(3), 10.0)
+    judge.close(99.0)
+    asking = judge.askings[Q.id]
+    assert (asking.text, asking.first_at, asking.over_at, asking.served_by) == ("0 1 2 ", 2.0, 10.0, A)
+
+
+@pytest.mark.parametrize("wrong", [0, 2], ids=["a duplicate", "a gap"])
+def test_a_stream_with_a_gap_or_a_duplicate_fails(judge: Judge, wrong: int) -> None:
+    judge.delivered(piece(0), 1.0)
+    with pytest.raises(Violation, match="after 1 chunks"):
+        judge.delivered(piece(wrong), 1.0)
+
+
+@pytest.mark.parametrize("later", [piece(0), whole(0)])
+def test_anything_after_the_end_fails(judge: Judge, later: e.Deliver) -> None:
+    judge.failed(FAIL, 1.0)
+    with pytest.raises(Violation, match="follows the end"):
+        judge.delivered(later, 1.0)
+
+
+def test_two_ends_fail(judge: Judge) -> None:
+    judge.delivered(whole(0), 1.0)
+    with pytest.raises(Violation, match="follows the end"):
+        judge.failed(FAIL, 1.0)
+
+
+def test_anything_after_a_cancel_fails(judge: Judge) -> None:
+    judge.cancelled(judge.askings[Q.id])
+    judge.close(99.0)
+    with pytest.raises(Violation, match="follows the end"):
+        judge.failed(FAIL, 1.0)
+
+
+def test_anything_after_the_budget_fails(judge: Judge) -> None:
+    with pytest.raises(Violation, match="after its budget"):
+        judge.failed(FAIL, 10.1)
+
+
+def test_a_stopped_peer_is_excused_until_it_goes_on(judge: Judge) -> None:
+    judge.resumed(A, 30.0)
+    with pytest.raises(Violation, match="never ended"):
+        judge.close(29.0)
+    judge.resumed(ME, 30.0)
+    judge.close(29.0)
+    judge.failed(FAIL, 30.0)
+
+
+def test_a_query_that_never_ends_fails_unless_its_peer_died(judge: Judge) -> None:
+    judge.close(9.0)
+    with pytest.raises(Violation, match="never ended"):
+        judge.close(11.0)
+    judge.crashed(ME)
+    judge.close(11.0)
+
+
+def test_an_answer_that_was_not_generated_fails(judge: Judge) -> None:
+    judge.delivered(piece(0, "other"), 1.0)
+    with pytest.raises(Violation, match="not what was generated"):
+        judge.delivered(whole(1), 1.0)
+
+
+def test_generating_one_attempt_twice_fails_at_one_peer_only(judge: Judge) -> None:
+    judge.generating(A, Q)
+    judge.generating(B, Q)
+    judge.generating(A, Query(Q.id, ME, Q.messages, attempt=1))
+    with pytest.raises(Violation, match="twice"):
+        judge.generating(A, Q)
+
+
+@pytest.mark.parametrize(
+    ("config", "table"),
+    [
+        (Config(relay=Relay(flights_max=1)), "flights"),
+        (Config(membership=Membership(members_max=1)), "members"),
+        (Config(membership=Membership(links_max=1)), "links"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
+    bench = Bench()
+    bench.link(A, B, C)
+    bench.machine.membership.links[ME] = bench.machine.membership.links[A]
+    for number in range(2):
+        bench.ask(query(number, origin=ME))
+    Judge(Config()).check(ME, bench.machine, bench.now)
+    with pytest.raises(Violation, match=table):
+        Judge(config).check(ME, bench.machine, bench.now)
+
+
+def test_a_deadline_in_the_past_fails() -> None:
+    bench = Bench()
+    with pytest.raises(Violation, match="past"):
+        Judge(Config()).check(ME, bench.machine, bench.machine.deadline)

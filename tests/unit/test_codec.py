@@ -1,0 +1,208 @@
+"""The wire: every message there and back, and each bound refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+
+from p2pmesh.config import Limits
+from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
+from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.codec import Codec
+from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Usage
+from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Skill, Version
+from p2pmesh.sim.world import World
+from tests.machines import MODEL, A, B, query, signed
+
+CODEC = Codec(Limits())
+V = Version(3, 4)
+UPDATE = m.Update(A, m.Status.SUSPECT, V)
+HOPS = (Hop(A, "a", "to b"), Hop(B, "b", "serve"))
+ABLE = Capability("s", (Skill("code", World.topic(1), 0.8, 3, "small"), Skill("general", None)), (MODEL,))
+
+EVERY: list[m.PeerMessage] = [
+    m.Ping(1, (UPDATE,)),
+    m.Ack(2, (UPDATE, UPDATE)),
+    m.PingRequest(3, B, ()),
+    m.Leave(V),
+    m.Announce((m.Line(A, V, 2),)),
+    m.Digest((m.Line(A, V, m.DISTANCE_MAX),)),
+    m.Pull((A, B)),
+    m.Records((signed(A, V, ABLE, ("/ip4/10.0.0.1/tcp/1",)),)),
+    m.LoadReport(Load(1.5, 2, 3)),
+    m.Forward(query(options=Options(9, 0.5, 0.9, 7, ("END",)), path=HOPS, excluded=(B,), space="s")),
+    m.Accept("ab", 1, True, 2.5, HOPS),  # type: ignore[arg-type]
+    m.Refuse("ab", 1, Reason.OVERLOADED, "full", 3.0, 12, (A,)),  # type: ignore[arg-type]
+    m.Tokens(Chunk("ab", 1, 2, (3, 4), "täxt")),  # type: ignore[arg-type]
+    m.End("ab", 1, 3, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
+    m.Error("ab", 1, Reason.ENGINE_FAILED, "boom"),  # type: ignore[arg-type]
+    m.Cancel("ab", 1),  # type: ignore[arg-type]
+]
+
+
+def frame(*values: object) -> bytes:
+    return bytes(msgpack.packb(list(values)))
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
+def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
+    assert CODEC.decode(CODEC.encode(message)) == message
+
+
+def test_tags_are_positions_and_never_change() -> None:
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(16))
+
+
+def test_a_vector_comes_back_as_it_went() -> None:
+    vector = World.topic(5)
+    back = CODEC.decode(CODEC.encode(m.Forward(query(vector=vector, space="s"))))
+    assert isinstance(back, m.Forward)
+    assert back.query.vector is not None
+    assert np.array_equal(back.query.vector, vector)
+
+
+def test_a_record_keeps_the_exact_bytes_that_were_signed() -> None:
+    one = signed(A, V, ABLE)
+    back = CODEC.decode(CODEC.encode(m.Records((one,))))
+    assert isinstance(back, m.Records)
+    assert back.records[0].body == one.body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x91",
+        b"\x00\x00",
+        b"\x90\x00",
+        b"\x92\xff\x00",
+        frame(99),
+        frame(0),
+        frame(0, 1),
+        frame(0, 1, (), 5),
+        frame(0, -1, ()),
+        frame(0, 2**31, ()),
+        frame(0, True, ()),
+        frame(0, 1.0, ()),
+        frame(0, None, ()),
+        frame(0, 1, ((str(A), 9, (1, 1)),)),
+        frame(0, 1, ((str(A), True, (1, 1)),)),
+        frame(0, 1, ((str(A), 1, (1, 2**62 + 1)),)),
+        frame(0, 1, ((str(A), 1, (1, -1)),)),
+        frame(0, 1, (("x" * 65, 1, (1, 1)),)),
+        frame(0, 1, (("é" * 33, 1, (1, 1)),)),
+        frame(0, 1, ((b"a", 1, (1, 1)),)),
+        frame(0, 1, ((str(A), 1, (1, 1)),) * 65),
+        frame(4, (("a", (1, 1), 17),)),
+        frame(6, ["a"] * 1_025),
+        frame(7, (("not a body", b""),)),
+        frame(7, ((b"\xc0", b""),)),
+        frame(7, ((b"", b""),)),
+        frame(7, ((b"x" * 7_001, b""),)),
+        frame(7, (b"",)),
+        frame(8, (float("nan"), 0, 0)),
+        frame(8, (float("inf"), 0, 0)),
+        frame(8, (-1.0, 0, 0)),
+        frame(8, (1e7 + 1, 0, 0)),
+        frame(8, ("1", 0, 0)),
+        frame(10, "ab", 1, 1, 0.0, ()),
+        frame(11, "ab", 1, "no_such_reason", "", 0.0, 0, ()),
+        frame(11, "ab", 1, ["list"], "", 0.0, 0, ()),
+        frame(15, "x" * 33, 0),
+        frame(15, "ab", 256),
+        frame(15, "ab", 0) + b"\x00",
+        frame(15, "ab", 0)[:-1],
+        bytes([0x92, 0x00, 0x81, 0xC0, 0xC0]),
+        bytes([0x92, 0x00, 0xD4, 0x05, 0x00]),
+        bytes([0x92, 0x00, 0xC7, 0x00, 0x05]),
+        bytes([0x92, 0x00, 0xD6, 0xFF, 0, 0, 0, 0]),
+        bytes([0x93, 0x0F, 0xA2, 0xED, 0xA0, 0x00]),
+    ],
+    ids=lambda data: data[:12].hex(),
+)
+def test_what_breaks_a_bound_is_garbage(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        CODEC.decode(data)
+
+
+@pytest.mark.parametrize(
+    "vector", [b"", b"\x00" * 384, b"\x80" + b"\x01" * 383, b"\x01" * 1_025, "text", 7], ids=repr
+)
+def test_a_vector_that_is_no_direction_is_garbage(vector: object) -> None:
+    packed = list(msgpack.unpackb(CODEC.encode(m.Forward(query(space="s")))))
+    packed[1][7] = vector
+    with pytest.raises(RemoteProtocolError, match="vector"):
+        CODEC.decode(frame(*packed))
+
+
+def test_garbage_is_named_by_its_field() -> None:
+    with pytest.raises(RemoteProtocolError, match=r"load: remaining_s: expected a finite number"):
+        CODEC.decode(frame(8, (float("nan"), 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (m.Forward(query(hops_left=17)), "hops_left"),
+        (m.Forward(query(budget_s=float("inf"))), "budget_s"),
+        (m.Forward(query(messages=(Message("user", "x" * 131_073),))), "content"),
+        (m.Forward(query(messages=(Message("user", ""),) * 257)), "messages"),
+        (m.Forward(query(options=Options(top_p=1.1))), "top_p"),
+        (m.Forward(query(options=Options(temperature=10**400))), "cannot be encoded"),  # type: ignore[arg-type]
+        (m.Forward(query(options=Options(temperature="hot"))), "cannot be encoded"),  # type: ignore[arg-type]
+        (m.Forward(query(text="\ud800")), "cannot be encoded"),
+        (m.Forward(query(messages=(Message("user", "x" * 131_072),) * 3)), "bytes, at most"),
+        (m.Ping(2**70), "cannot be encoded"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_another_could_not_read_is_ours_to_notice(message: m.PeerMessage, field: str) -> None:
+    with pytest.raises(LocalProtocolError, match=field):
+        CODEC.check(message)
+
+
+def test_only_queries_and_records_may_be_large() -> None:
+    with pytest.raises(LocalProtocolError):
+        CODEC.encode(m.Error("ab", 0, Reason.DEADLINE, "x" * 140_000))  # type: ignore[arg-type]
+    large = m.Forward(query(messages=(Message("user", "x" * 65_000),) * 3))
+    assert CODEC.decode(CODEC.encode(large)) == large
+    with pytest.raises(RemoteProtocolError, match="at most"):
+        CODEC.decode(b"\x92\x00" + b"\x00" * 200_000)
+
+
+def test_a_full_digest_and_a_full_frame_of_records_fit() -> None:
+    lines = tuple(m.Line(PeerId(f"{i:052}"), Version(2**40, 2**20), 3) for i in range(1_024))
+    assert CODEC.decode(CODEC.encode(m.Digest(lines))) == m.Digest(lines)
+    skills = tuple(Skill(f"skill {i}", np.full(384, 7, np.int8), 0.5, 9) for i in range(16))
+    full = signed(A, V, Capability("s", skills, (MODEL,)))
+    assert CODEC.decode(CODEC.encode(m.Records((full,) * 32)))
+
+
+def test_a_peer_with_small_tables_still_reads_the_longest_message() -> None:
+    small = Codec(Limits(digest_max=4))
+    for message in EVERY:
+        assert small.decode(small.encode(message)) == message
+
+
+def test_an_estimate_beyond_the_bound_is_told_as_the_bound() -> None:
+    back = CODEC.decode(CODEC.encode(m.LoadReport(Load(1e300, 0, 0))))
+    assert back == m.LoadReport(Load(1e7, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        PeerRecord(A, Version(2**62 + 1, 0)),
+        PeerRecord(A, V, "n" * 65),
+        PeerRecord(A, V, "", ("x",) * 9),
+        PeerRecord(A, V, "", (), replace(ABLE, skills=(Skill("s", None, 1.5),))),
+        PeerRecord(A, V, "", ("x" * 255,) * 8, replace(ABLE, models=(replace(MODEL, name="y" * 60),) * 99)),
+    ],
+    ids=["version", "name", "addresses", "quality", "too long"],
+)
+def test_a_record_that_nobody_would_read_is_not_signed(record: PeerRecord) -> None:
+    with pytest.raises(LocalProtocolError):
+        CODEC.encode_record(record)

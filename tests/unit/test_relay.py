@@ -1,0 +1,480 @@
+"""Queries in flight through one peer: each line of the relay's promise, driven by events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from p2pmesh.config import Config, Limits, Relay
+from p2pmesh.errors import Reason
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
+from p2pmesh.query import Chunk, Ended, Hop, Options, QueryId, Usage
+from p2pmesh.record import Capability, PeerId
+from p2pmesh.sim.world import World
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
+
+ID = query().id
+
+
+def chunk(index: int, attempt: int = 0) -> m.Tokens:
+    return m.Tokens(Chunk(ID, attempt, index, (index,), f"{index} "))
+
+
+def end(chunks: int, attempt: int = 0) -> m.End:
+    return m.End(ID, attempt, chunks, Ended(Usage(1, chunks), "stop", "small", "00" * 32))
+
+
+def refuse(reason: Reason, attempt: int = 0, **more: object) -> m.Refuse:
+    return m.Refuse(ID, attempt, reason, "because", **more)  # type: ignore[arg-type]
+
+
+def asker(*peers: PeerId, config: Config | None = None) -> Bench:
+    """A bench without a model, linked to `peers`, that has asked: the query goes out at once."""
+    bench = Bench(UNABLE, config)
+    bench.link(*peers)
+    return bench
+
+
+def forwarded(effects: list[e.Effect]) -> tuple[PeerId, m.Forward]:
+    [(peer, forward)] = [(s.peer, s.message) for s in of(effects, e.Send) if isinstance(s.message, m.Forward)]
+    return peer, forward
+
+
+def failed(effects: list[e.Effect]) -> e.Fail:
+    [fail] = of(effects, e.Fail)
+    return fail
+
+
+# -- served here --------------------------------------------------------------------------------------
+
+
+def test_a_question_asked_here_is_placed_streamed_and_ended_here() -> None:
+    bench = Bench()
+    effects = bench.ask()
+    assert [g.model for g in of(effects, e.Generate)] == ["small"]
+    [placed] = of(effects, e.Deliver)
+    assert isinstance(placed.item, e.Placed)
+    assert [hop.peer for hop in placed.item.path] == [ME]
+    [piece] = of(bench.handle(e.Generated(ID, 0, (7, 8), "two")), e.Deliver)
+    assert piece.item == Chunk(ID, 0, 0, (7, 8), "two")
+    [whole] = of(bench.handle(e.Finished(ID, 0, Usage(3, 2), "stop")), e.Deliver)
+    assert isinstance(whole.item, Ended)
+    assert (whole.item.model, whole.item.digest) == (MODEL.name, MODEL.digest)
+    assert not bench.machine.relay.flights
+
+
+def test_a_forward_is_accepted_with_its_place_and_streamed_back() -> None:
+    bench = Bench()
+    bench.link(A)
+    effects = bench.say(A, m.Forward(query(path=(Hop(A, "a", "to me"),))))
+    [accept] = sent(effects, m.Accept, A)
+    assert accept.placed
+    assert [hop.peer for hop in accept.path] == [A, ME]
+    assert sent(bench.handle(e.Generated(ID, 0, (1,), "x")), m.Tokens, A) == [
+        m.Tokens(Chunk(ID, 0, 0, (1,), "x"))
+    ]
+    [whole] = sent(bench.handle(e.Finished(ID, 0, Usage(1, 1), "stop")), m.End, A)
+    assert whole.chunks == 1
+
+
+def test_while_no_token_flows_a_sign_of_life_goes_up_each_keepalive() -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.say(A, m.Forward(query()))
+    signs = sent(bench.wait(3.5), m.Accept, A)
+    assert [s.placed for s in signs] == [True, True, True]
+
+
+def test_an_engine_that_cannot_hands_the_query_to_the_next_peer() -> None:
+    bench = Bench()
+    bench.link(A, B)
+    bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
+    effects = bench.handle(e.Failed(ID, 0, Reason.ABSTAINED, "not mine", 11))
+    peer, forward = forwarded(effects)
+    assert peer == B
+    assert forward.query.prompt_tokens == 11
+    assert ME in forward.query.excluded
+
+
+def test_an_engine_that_breaks_off_after_a_token_ends_the_answer_with_an_error() -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.say(A, m.Forward(query()))
+    bench.handle(e.Generated(ID, 0, (1,), "x"))
+    effects = bench.handle(e.Failed(ID, 0, Reason.ENGINE_FAILED, "boom"))
+    assert sent(effects, m.Error, A) == [m.Error(ID, 0, Reason.ENGINE_FAILED, "boom")]
+
+
+@pytest.mark.parametrize("detail", ["x" * 5_000, "lone \ud800 surrogate", "é" * 5_000])
+def test_whatever_an_engine_says_went_wrong_can_travel(detail: str) -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.say(A, m.Forward(query()))
+    [refusal] = sent(bench.handle(e.Failed(ID, 0, Reason.BAD_REQUEST, detail)), m.Refuse, A)
+    assert refusal.reason is Reason.BAD_REQUEST
+
+
+def test_what_an_engine_says_of_a_dead_flight_is_dropped() -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.say(A, m.Forward(query(attempt=1)))
+    for event in (
+        e.Generated(ID, 0, (1,), "x"),
+        e.Finished(ID, 0, Usage(), "stop"),
+        e.Failed(ID, 0, Reason.ENGINE_FAILED),
+        e.Generated(QueryId("ff"), 0, (1,), "x"),
+    ):
+        assert not sent(bench.handle(event), m.Tokens) + sent(bench.handle(event), m.End)
+    assert ID in bench.machine.relay.flights
+
+
+def test_a_full_queue_refuses_and_says_when_to_ask_again() -> None:
+    bench = Bench(config=Config(relay=Relay(waiting_max=1)))
+    bench.link(A, capability=UNABLE)
+    for number in range(MODEL.slots + 1):
+        bench.say(A, m.Forward(query(number)))
+    [refusal] = sent(bench.say(A, m.Forward(query(99))), m.Refuse, A)
+    assert refusal.reason is Reason.OVERLOADED
+    assert refusal.retry_after_s >= 1.0
+
+
+def test_too_many_flights_are_refused_to_peers_and_to_askers() -> None:
+    bench = Bench(config=Config(relay=Relay(flights_max=1)))
+    bench.link(A)
+    bench.say(A, m.Forward(query(1)))
+    [refusal] = sent(bench.say(A, m.Forward(query(2))), m.Refuse, A)
+    assert refusal.reason is Reason.OVERLOADED
+    fail = failed(bench.ask(query(3, origin=ME)))
+    assert fail.reason is Reason.OVERLOADED
+    assert fail.retry_after_s >= 1.0
+
+
+def test_the_same_query_id_is_not_asked_twice_at_once() -> None:
+    bench = Bench()
+    bench.ask()
+    assert failed(bench.ask()).reason is Reason.BAD_REQUEST
+
+
+# -- embedding ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_query_waits_for_its_vector_and_goes_on_without_one(known: bool) -> None:
+    vector = World.topic(1) if known else None
+    bench = Bench(replace(ABLE, space="sim"))
+    effects = bench.ask()
+    assert [(f.query_id, f.text) for f in of(effects, e.Embed)] == [(ID, "hello")]
+    assert not of(effects, e.Generate)
+    [generate] = of(bench.handle(e.Embedded(ID, vector)), e.Generate)
+    assert generate.query.vector is vector
+    assert generate.query.space == ("sim" if known else "")
+    assert not of(bench.handle(e.Embedded(ID, vector)), e.Generate)  # a late second one
+
+
+def test_a_forward_that_needs_a_vector_is_accepted_before_it_is_placed() -> None:
+    bench = Bench(replace(ABLE, space="sim"))
+    bench.link(A)
+    assert [a.placed for a in sent(bench.say(A, m.Forward(query())), m.Accept, A)] == [False]
+    assert [a.placed for a in sent(bench.handle(e.Embedded(ID, None)), m.Accept, A)] == [True]
+
+
+# -- passed on ----------------------------------------------------------------------------------------
+
+
+def test_a_refusal_is_handled_here_by_the_next_best_peer() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    second, forward = forwarded(bench.say(first, refuse(Reason.OVERLOADED)))
+    assert {first, second} == {A, B}
+    assert forward.query.attempt == 0
+    assert forward.query.excluded == (first,)
+
+
+def test_when_all_refuse_the_asker_hears_the_most_telling_reason() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    second, _ = forwarded(bench.say(first, refuse(Reason.OVERLOADED, retry_after_s=7.0)))
+    fail = failed(bench.say(second, refuse(Reason.OVERLOADED, retry_after_s=9.0)))
+    assert (fail.reason, fail.retry_after_s) == (Reason.OVERLOADED, 9.0)
+
+
+def test_an_exact_length_told_in_a_refusal_spares_the_others_the_question() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    fail = failed(bench.say(first, refuse(Reason.TOO_LONG, prompt_tokens=9_999)))
+    assert fail.reason is Reason.TOO_LONG
+    assert "2048" in fail.detail
+
+
+@pytest.mark.parametrize("reason", [Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE])
+def test_a_refusal_everybody_would_repeat_ends_the_query(reason: Reason) -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    assert failed(bench.say(first, refuse(reason))).reason is reason
+
+
+def test_a_refusal_after_it_was_placed_forgets_the_place() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, m.Accept(ID, 0, True, 1.0, (Hop(ME, "me", ""), Hop(first, "x", ""))))
+    second, _ = forwarded(bench.say(first, refuse(Reason.ENGINE_FAILED)))
+    path = (Hop(ME, "me", ""), Hop(second, "y", ""))
+    [placed] = of(bench.say(second, m.Accept(ID, 0, True, 1.0, path)), e.Deliver)
+    assert placed.item == e.Placed(path, 1.0)
+
+
+def test_silence_means_the_next_peer_and_a_new_attempt_without_the_silent_one() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    effects = bench.wait(bench.config.relay.accept_timeout_s)
+    assert sent(effects, m.Cancel, first) == [m.Cancel(ID, 0)]
+    second, forward = forwarded(effects)
+    assert second != first
+    assert (forward.query.attempt, forward.query.excluded) == (1, (first,))
+
+
+def test_an_accept_buys_patience_that_ends() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, m.Accept(ID, 0, False))
+    assert not sent(bench.wait(bench.config.relay.silence_max_s - 0.01), m.Forward)
+    assert sent(bench.wait(0.02), m.Forward)
+
+
+def test_only_the_origin_starts_a_new_attempt() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B, C)
+    bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),), excluded=(C,))))
+    [refusal] = sent(bench.handle(e.Disconnected(B)), m.Refuse, A)
+    assert (refusal.reason, refusal.dead) == (Reason.PEER_LOST, (B,))
+
+
+def test_the_dead_that_a_refusal_names_are_excluded_but_never_ourselves() -> None:
+    bench = Bench()
+    bench.link(A, B)
+    busy = replace(MODEL, decode_tps=1.0)
+    bench.handle(e.Described(Capability(models=(busy,)), ()))
+    first, _ = forwarded(bench.ask())
+    effects = bench.say(first, refuse(Reason.PEER_LOST, dead=(ME, A, B, A)))
+    [generate] = of(effects, e.Generate)
+    assert generate.query.excluded == (A, B)
+    assert generate.query.attempt == 1
+
+
+def test_a_lost_link_after_the_first_token_ends_the_answer_without_a_gap() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    assert of(bench.say(first, chunk(0)), e.Deliver)
+    assert failed(bench.handle(e.Disconnected(first))).reason is Reason.PEER_LOST
+
+
+def test_attempts_end_when_too_many_peers_went_away() -> None:
+    bench = asker(A, B, C, config=Config(relay=Relay(attempts_max=2)))
+    first, _ = forwarded(bench.ask())
+    second, _ = forwarded(bench.handle(e.Disconnected(first)))
+    assert failed(bench.handle(e.Disconnected(second))).reason is Reason.PEER_LOST
+
+
+def test_a_peer_cannot_name_more_dead_than_a_query_can_carry() -> None:
+    bench = asker(A, B, config=Config(limits=Limits(excluded_max=1)))
+    first, _ = forwarded(bench.ask())
+    assert failed(bench.say(first, refuse(Reason.PEER_LOST, dead=(C, D)))).reason is Reason.PEER_LOST
+
+
+# -- the stream ---------------------------------------------------------------------------------------
+
+
+def test_a_repeated_chunk_is_dropped_and_the_end_delivered_once() -> None:
+    bench = asker(A)
+    bench.ask()
+    items = [of(bench.say(A, msg), e.Deliver) for msg in (chunk(0), chunk(0), chunk(1), end(2), end(2))]
+    assert [len(found) for found in items] == [1, 0, 1, 1, 0]
+
+
+def test_a_gap_in_the_stream_ends_the_answer_and_cancels_below() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, chunk(0))
+    effects = bench.say(first, chunk(2))
+    assert failed(effects).reason is Reason.PEER_LOST
+    assert sent(effects, m.Cancel, first)
+
+
+def test_a_lost_last_chunk_is_noticed_at_the_end() -> None:
+    bench = asker(A)
+    bench.ask()
+    bench.say(A, chunk(0))
+    assert failed(bench.say(A, end(2))).reason is Reason.PEER_LOST
+
+
+@pytest.mark.parametrize("message", [chunk(1), end(1)], ids=["a later chunk", "the end"])
+def test_where_nothing_was_delivered_yet_a_gap_is_a_loss_and_the_query_goes_out_again(
+    message: m.PeerMessage,
+) -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    second, forward = forwarded(bench.say(first, message))
+    assert second != first
+    assert forward.query.attempt == 1
+
+
+def test_an_error_before_the_first_token_is_a_refusal() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    second, _ = forwarded(bench.say(first, m.Error(ID, 0, Reason.ENGINE_FAILED, "boom")))
+    assert second != first
+
+
+def test_an_error_after_it_ends_the_answer() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, chunk(0))
+    assert failed(bench.say(first, m.Error(ID, 0, Reason.ENGINE_FAILED, "boom"))).detail == "boom"
+
+
+def test_late_words_of_a_dead_attempt_are_dropped() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.wait(bench.config.relay.accept_timeout_s)
+    for message in (chunk(0), end(0), m.Accept(ID, 0, True), refuse(Reason.VISITED)):
+        effects = bench.say(first, message)
+        assert not of(effects, e.Deliver) + of(effects, e.Fail)
+    assert bench.machine.relay.flights[ID].query.attempt == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [chunk(0), end(0), m.Accept(ID, 0, True), refuse(Reason.BAD_REQUEST), m.Cancel(ID, 0)],
+    ids=lambda message: type(message).__name__,
+)
+def test_who_was_not_asked_has_no_say(message: m.PeerMessage) -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    other = B if first == A else A
+    effects = bench.say(other, message)
+    assert not of(effects, e.Deliver) + of(effects, e.Fail)
+    assert bench.machine.relay.flights[ID].downstream == first
+
+
+def test_tokens_pass_through_a_relay_unchanged() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
+    assert sent(bench.say(B, chunk(0)), m.Tokens, A) == [chunk(0)]
+    assert sent(bench.say(B, end(1)), m.End, A) == [end(1)]
+
+
+# -- duplicates, loops and fences ---------------------------------------------------------------------
+
+
+def test_a_duplicate_is_answered_and_not_served_again() -> None:
+    bench = Bench()
+    bench.link(A, B)
+    bench.say(A, m.Forward(query()))
+    effects = bench.say(B, m.Forward(query()))
+    assert [r.reason for r in sent(effects, m.Refuse, B)] == [Reason.VISITED]
+    bench.handle(e.Finished(ID, 0, Usage(), "stop"))
+    effects = bench.say(A, m.Forward(query()))
+    assert [r.reason for r in sent(effects, m.Refuse, A)] == [Reason.VISITED]
+    assert not of(effects, e.Generate)
+
+
+def test_a_loop_is_refused_as_visited() -> None:
+    bench = Bench()
+    bench.link(A)
+    effects = bench.say(A, m.Forward(query(path=(Hop(ME, "me", ""), Hop(A, "a", "")))))
+    assert [r.reason for r in sent(effects, m.Refuse, A)] == [Reason.VISITED]
+
+
+def test_a_newer_attempt_fences_off_the_older_and_its_sender_is_told() -> None:
+    bench = Bench()
+    bench.link(A, B)
+    bench.say(A, m.Forward(query()))
+    effects = bench.say(B, m.Forward(query(attempt=1)))
+    assert [(f.query_id, f.attempt) for f in of(effects, e.Abort)] == [(ID, 0)]
+    assert [r.attempt for r in sent(effects, m.Refuse, A)] == [0]
+    assert [g.query.attempt for g in of(effects, e.Generate)] == [1]
+
+
+def test_finished_attempts_are_remembered_up_to_a_bound() -> None:
+    bench = Bench(config=Config(relay=Relay(seen_max=2)))
+    bench.link(A, capability=UNABLE)
+    for number in range(5):
+        bench.say(A, m.Forward(query(number)))
+        bench.say(A, m.Cancel(query(number).id, 0))
+    assert of(bench.say(A, m.Forward(query(0))), e.Generate)  # forgotten
+    assert not of(bench.say(A, m.Forward(query(4))), e.Generate)
+
+
+def test_a_full_path_is_served_here_or_refused_but_never_made_longer() -> None:
+    most = Limits().hops_max
+    path = tuple(Hop(PeerId(f"p{i}"), "p", "") for i in range(most))
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    effects = bench.say(A, m.Forward(query(path=path, hops_left=most)))
+    assert [r.reason for r in sent(effects, m.Refuse, A)] == [Reason.NO_ROUTE]
+    bench = Bench()
+    bench.link(A, B)
+    [accept] = sent(bench.say(A, m.Forward(query(path=path, hops_left=most))), m.Accept, A)
+    assert len(accept.path) == most + 1
+
+
+# -- cancel, expiry, lost links -----------------------------------------------------------------------
+
+
+def test_cancel_goes_down_the_path_and_frees_the_slot() -> None:
+    bench = asker(A)
+    bench.ask()
+    assert sent(bench.handle(e.Cancelled(ID)), m.Cancel, A) == [m.Cancel(ID, 0)]
+    relay = Bench(UNABLE)
+    relay.link(A, B)
+    relay.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
+    assert sent(relay.say(A, m.Cancel(ID, 0)), m.Cancel, B) == [m.Cancel(ID, 0)]
+    server = Bench()
+    server.link(A)
+    server.say(A, m.Forward(query()))
+    assert of(server.say(A, m.Cancel(ID, 0)), e.Abort) == [e.Abort(ID, 0)]
+    assert server.machine.load(ME).free_slots == MODEL.slots  # type: ignore[union-attr]
+
+
+def test_only_the_one_who_asked_here_cancels_here() -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.say(A, m.Forward(query()))
+    assert not of(bench.handle(e.Cancelled(ID)), e.Abort)
+
+
+def test_a_query_ends_when_its_budget_is_spent_and_its_work_stops() -> None:
+    bench = Bench()
+    bench.ask(query(origin=ME, budget_s=2.0))
+    effects = bench.wait(2.0)
+    assert failed(effects).reason is Reason.DEADLINE
+    assert of(effects, e.Abort) == [e.Abort(ID, 0)]
+
+
+def test_nothing_is_delivered_after_the_budget_even_if_it_arrives_first() -> None:
+    bench = Bench()
+    bench.ask(query(origin=ME, budget_s=2.0))
+    bench.now += 2.0
+    effects = bench.handle(e.Generated(ID, 0, (1,), "late"))
+    assert not of(effects, e.Deliver)
+    assert failed(effects).reason is Reason.DEADLINE
+
+
+def test_an_asker_that_went_away_stops_the_work_for_it() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
+    assert sent(bench.handle(e.Disconnected(A)), m.Cancel, B) == [m.Cancel(ID, 0)]
+    assert not bench.machine.relay.flights
+
+
+def test_a_model_that_went_away_hands_on_what_waited_for_it() -> None:
+    bench = Bench()
+    bench.link(A, B)
+    for number in range(MODEL.slots + 1):
+        bench.ask(query(number, origin=ME, options=Options(max_tokens=1), excluded=(A, B)))
+    fails = of(bench.handle(e.Described(UNABLE, ())), e.Fail)
+    assert [(f.query_id, f.reason) for f in fails] == [(query(MODEL.slots).id, Reason.ENGINE_FAILED)]
