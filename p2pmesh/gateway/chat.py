@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
@@ -148,13 +149,13 @@ async def body_of(request: Request, bytes_max: int) -> bytes:
     """Return the request's body. Raises BadRequest when it is longer than `bytes_max`, or does not come."""
     parts, size = [], 0
     with trio.move_on_after(_BODY_S):
-        async for part in request.stream():
-            size += len(part)
-            if size > bytes_max:
-                raise openai.BadRequest(
-                    f"the body is longer than {bytes_max} bytes", None, "body_too_large", status=413
-                )
-            parts.append(part)
+        async with aclosing(request.stream()) as stream:
+            async for part in stream:
+                size += len(part)
+                if size > bytes_max:
+                    text = f"the body is longer than {bytes_max} bytes"
+                    raise openai.BadRequest(text, None, "body_too_large", status=413)
+                parts.append(part)
         return b"".join(parts)
     raise openai.BadRequest(f"the body did not come within {_BODY_S:g} s", None, "body_timeout", status=408)
 

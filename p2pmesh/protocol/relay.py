@@ -142,8 +142,8 @@ class Relay:
 
     def on_cancel(self, peer: PeerId, message: Cancel, now: float) -> None:
         """Upstream no longer waits."""
-        flight = self._flight_from(peer, message.query_id, message.attempt)
-        if flight is not None:
+        flight = self._flight(message.query_id, message.attempt)
+        if flight is not None and flight.upstream == peer:
             self._stop_work(flight)
             self._forget(flight)
 
@@ -436,21 +436,15 @@ class Relay:
 
     # -- whose is it ----------------------------------------------------------------------------------
 
+    def _flight(self, query_id: QueryId, attempt: int) -> Flight | None:
+        flight = self.flights.get(query_id)
+        return flight if flight is not None and flight.query.attempt == attempt else None
+
     def _flight_to(self, peer: PeerId, query_id: QueryId, attempt: int) -> Flight | None:
         """The flight whose downstream is `peer`, in this attempt; what else arrives is stale."""
-        flight = self.flights.get(query_id)
-        if flight is None or flight.downstream != peer or flight.query.attempt != attempt:
-            return None
-        return flight
-
-    def _flight_from(self, peer: PeerId, query_id: QueryId, attempt: int) -> Flight | None:
-        flight = self.flights.get(query_id)
-        if flight is None or flight.upstream != peer or flight.query.attempt != attempt:
-            return None
-        return flight
+        flight = self._flight(query_id, attempt)
+        return flight if flight is not None and flight.downstream == peer else None
 
     def _flight_here(self, query_id: QueryId, attempt: int) -> Flight | None:
-        flight = self.flights.get(query_id)
-        if flight is None or flight.phase is not Phase.LOCAL or flight.query.attempt != attempt:
-            return None
-        return flight
+        flight = self._flight(query_id, attempt)
+        return flight if flight is not None and flight.phase is Phase.LOCAL else None

@@ -164,8 +164,8 @@ class World:
     def restart(self, ident: PeerId, spec: Spec, contact: PeerId, epoch: int = 2) -> None:
         """Start a crashed peer again, with nothing remembered but its key. Links that its silent death left
         open are reset."""
-        for source, other in [pair for pair in self._links if pair[0] == ident]:
-            del self._links[source, other], self._links[other, source]
+        self._links = {pair: n for pair, n in self._links.items() if ident not in pair}
+        for _, other in [pair for pair in self._heard if pair[0] == ident]:
             self._event(other, e.Disconnected(ident))
         self._heard = {pair: n for pair, n in self._heard.items() if ident not in pair}
         self._start(ident, spec, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
 
+from p2pmesh.cli.main import main
 from p2pmesh.engine import catalog
 from p2pmesh.errors import ConfigError, ModelLoadError
 from tests.integration.processes import (
@@ -40,6 +43,23 @@ def one_line(finished: subprocess.CompletedProcess[str], code: int) -> str:
     assert finished.stderr.count("\n") == 1, finished.stderr
     assert "Traceback" not in finished.stderr
     return finished.stderr
+
+
+def refused(*arguments: str, code: int) -> str:
+    """Return the one line with which `p2pmesh up` refuses to start; run in this process, which has imported
+    already what takes a new one seconds."""
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.alarm(60)  # a peer that starts after all ends, and the test fails
+    try:
+        result = CliRunner().invoke(main, ["up", *arguments])
+    finally:
+        signal.alarm(0)
+        logging.getLogger("libp2p").setLevel(logging.NOTSET)
+    assert isinstance(result.exception, SystemExit), result.output
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("p2pmesh: ")
+    return result.stderr
 
 
 # -------------------------------------------------------------------- one that runs
@@ -125,12 +145,12 @@ def test_a_second_peer_in_the_same_directory_is_refused(ada: PeerProcess):
 
 
 def test_ports_that_are_taken_are_named(ada: PeerProcess, tmp_path: Path):
-    arguments = [*PEER, *echo_config(tmp_path, "eve"), "--state", str(tmp_path / "s")]
+    arguments = [*echo_config(tmp_path, "eve"), "--state", str(tmp_path / "s")]
     door = ada.url.removeprefix("http://")
-    taken = one_line(run([*arguments, "--http", door]), 1)
+    taken = refused(*arguments, "--http", door, code=1)
     assert f"cannot serve HTTP on {door}: Address already in use; choose another with --http" in taken
     address = ada.told["addresses"][0].partition("/p2p/")[0]
-    taken = one_line(run([*arguments, "--listen", address]), 1)
+    taken = refused(*arguments, "--listen", address, code=1)
     assert f"cannot listen on {address}: another program does" in taken
 
 
@@ -171,10 +191,10 @@ def test_what_is_misspelt_is_named_with_the_nearest_right_one(tmp_path: Path):
         "[net]\nlisten = 3": "Expected array, got int - at net.listen",
     }.items():
         file.write_text(text)
-        complaint = one_line(run([*PEER, "--config", str(file)]), 2)
+        complaint = refused("--config", str(file), code=2)
         assert str(file) in complaint
         assert said in complaint
-    assert "No such file" in one_line(run([*PEER, "--config", str(tmp_path / "none.toml")]), 2)
+    assert "No such file" in refused("--config", str(tmp_path / "none.toml"), code=2)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +215,7 @@ def test_what_is_misspelt_is_named_with_the_nearest_right_one(tmp_path: Path):
 )
 def test_a_setting_that_cannot_be_is_refused_in_one_line(tmp_path: Path, arguments: list[str], said: str):
     state = ["--state", str(tmp_path / "s"), "--http", "127.0.0.1:0"]
-    assert said in one_line(run([*PEER, "--engine", "echo", *state, *arguments]), 2)
+    assert said in refused("--engine", "echo", *state, *arguments, code=2)
 
 
 def children(pid: int) -> list[int]:
@@ -226,14 +246,14 @@ def model() -> Path:
 
 
 def refusal_of(model: str, folder: Path, code: int) -> str:
-    arguments = ["--model", model, "--http", "", "--state", str(folder / "s")]
-    return one_line(run([*PEER, *arguments]), code)
+    return refused("--model", model, "--http", "", "--state", str(folder / "s"), code=code)
 
 
 def test_a_model_that_is_none_keeps_the_peer_from_starting(tmp_path: Path):
     missing, text = tmp_path / "missing.gguf", tmp_path / "text.gguf"
     text.write_text("not a model")
-    assert str(missing) in refusal_of(str(missing), tmp_path, 1)
+    arguments = ["--model", str(missing), "--http", "", "--state", str(tmp_path / "s")]
+    assert str(missing) in one_line(run([*PEER, *arguments]), 1)
     assert "text.gguf is not a GGUF file" in refusal_of(str(text), tmp_path, 1)
     assert "there is no model 'smolm2'" in refusal_of("smolm2", tmp_path, 2)
 

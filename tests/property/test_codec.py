@@ -23,7 +23,7 @@ FRAMES = [CODEC.encode(message) for message in EVERY]
 
 
 def survives(data: bytes) -> bool:
-    """Decode `data`; whatever else than our own error comes out fails the test. Returns whether it is read."""
+    """Decode `data`; whatever else than our own error comes out fails the test. Returns whether it was."""
     try:
         message = CODEC.decode(data)
     except RemoteProtocolError:

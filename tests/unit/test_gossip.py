@@ -64,7 +64,7 @@ def test_a_digest_is_answered_by_what_the_sender_lacks_or_holds_old() -> None:
 
 def test_a_digest_that_matches_is_answered_by_silence() -> None:
     on = bench(A)
-    [digest] = [d for d in sent(on.wait(5.1), m.Digest, A)]
+    [digest] = sent(on.wait(5.1), m.Digest, A)
     assert not sent(on.say(A, digest), m.Announce) + sent(on.say(A, digest), m.Pull)
 
 

@@ -14,7 +14,7 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Kind
 from p2pmesh.query import Message, Options
-from p2pmesh.record import Capability, Load, PeerId, Version
+from p2pmesh.record import Capability, Load, Version
 from p2pmesh.sim.world import SimSigner
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 

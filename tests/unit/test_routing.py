@@ -1,4 +1,4 @@
-"""Where a query goes: the formula as a table, the hard filters, hysteresis, ambiguity, and its explanation."""
+"""Where a query goes: the formula as a table, the hard filters, hysteresis, ambiguity, and its words."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""What the asker holds: pieces in order, then the end, whole or in an error that keeps what came."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+
+from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
+from p2pmesh.peer.answer import Answer
+from p2pmesh.protocol.events import Deliver, Fail, Placed
+from p2pmesh.query import Chunk, Ended, Hop, QueryId, Usage
+from p2pmesh.record import PeerId
+
+Q = QueryId("q")
+PATH = (Hop(PeerId("A"), "ada", "to bea"), Hop(PeerId("B"), "bea", "serve"))
+
+
+def piece(index: int, text: str) -> Deliver:
+    return Deliver(Q, Chunk(Q, 0, index, (index,), text))
+
+
+ENDED = Deliver(Q, Ended(Usage(1, 2), "stop", "m", "d", PATH))
+
+
+async def test_an_answer_that_is_not_read_is_kept():
+    answer = Answer(Q)
+    assert (answer.served_by, math.isnan(answer.ttft_s)) == (None, True)
+    for outcome in (Deliver(Q, Placed(PATH, 1.0)), piece(0, "a"), piece(1, "b"), ENDED):
+        answer.put(outcome)
+    assert [chunk.text async for chunk in answer] == ["a", "b"]
+    assert (answer.text, answer.usage, answer.model, answer.served_by) == ("ab", Usage(1, 2), "m", "B")
+    assert await answer.whole() is answer
+
+
+async def test_a_reader_is_woken_by_each_piece(autojump_clock: trio.testing.MockClock):
+    answer, read = Answer(Q), []
+
+    async def follow() -> None:
+        async for chunk in answer:
+            read.append((chunk.text, trio.current_time()))
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        nursery.start_soon(follow)
+        for outcome in (piece(0, "a"), piece(1, "b"), ENDED):
+            await trio.sleep(1)
+            answer.put(outcome)
+    assert [(text, at - began) for text, at in read] == [("a", 1), ("b", 2)]
+    assert (answer.ttft_s, answer.tokens_per_s) == (1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "kind"),
+    [
+        (Reason.NO_ROUTE, "", NoRoute),
+        (Reason.MODEL_NOT_FOUND, "", NoRoute),
+        (Reason.PEER_LOST, "", NoRoute),
+        (Reason.OVERLOADED, "", Refused),
+        (Reason.BAD_REQUEST, "", Refused),
+        (Reason.TOO_LONG, "", Refused),
+        (Reason.DEADLINE, "", BudgetSpent),
+        (Reason.DEADLINE, "some", BudgetSpent),
+        (Reason.PEER_LOST, "some", AnswerInterrupted),
+        (Reason.ENGINE_FAILED, "some", AnswerInterrupted),
+    ],
+)
+async def test_a_failure_says_what_it_is_and_keeps_what_came(
+    reason: Reason, text: str, kind: type[QueryError]
+):
+    answer = Answer(Q)
+    if text:
+        answer.put(piece(0, text))
+    answer.put(Fail(Q, reason, "", PATH, 2.0))
+    if text:
+        await answer.begun()
+        assert (await answer.__anext__()).text == text, "what came is read before the error"
+    else:
+        with pytest.raises(kind):
+            await answer.begun()
+    for _ in range(2):
+        with pytest.raises(kind) as caught:
+            await answer.whole()
+        error = caught.value
+        assert type(error) is kind
+        assert (error.reason, error.partial, error.query_id) == (reason, text, "q")
+        assert (error.path, error.retry_after_s, str(error)) == (("ada", "bea"), 2.0, reason.value)
+
+
+async def test_an_empty_answer_is_an_answer():
+    answer = Answer(Q)
+    answer.put(ENDED)
+    await answer.begun()
+    assert (await answer.whole()).text == ""
+    assert math.isnan(answer.tokens_per_s)

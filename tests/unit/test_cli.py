@@ -1,0 +1,207 @@
+"""The verbs as far as no peer is needed: hints, exit codes, and what is printed of a peer's answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from p2pmesh.cli.main import main
+from p2pmesh.cli.up import _config, up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def run(*args: str, **env: str) -> Any:
+    clean = {"P2PMESH_STATE": None, "P2PMESH_URL": None}
+    return CliRunner(env={**clean, **env}).invoke(main, args)
+
+
+class Peer:
+    """Answers every request with what it is told to."""
+
+    def __init__(self) -> None:
+        self.status, self.body, self.asked = 200, b"", b""
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                peer.asked = self.rfile.read(int(self.headers["content-length"]))
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                self.send_response(peer.status)
+                self.end_headers()
+                self.wfile.write(peer.body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def says(self, *events: Any, end: str = "data: [DONE]\n\n") -> None:
+        self.body = ("".join(f"data: {json.dumps(event)}\n\n" for event in events) + end).encode()
+
+    def fails(self, status: int, code: str, message: str = "why") -> None:
+        self.status, self.body = status, json.dumps({"error": {"message": message, "code": code}}).encode()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    found = Peer()
+    serving = threading.Thread(target=found.server.serve_forever, args=(0.01,))
+    serving.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    serving.join()
+
+
+def event(text: str = "", **more: Any) -> dict[str, Any]:
+    return {"model": "m", "choices": [{"delta": {"content": text}}], **more}
+
+
+WAY = {"p2pmesh": {"path": [{"name": "ada"}, {"name": "bücher\x1b[2J"}]}}
+
+
+def test_a_wrong_verb_or_flag_is_named_with_the_nearest():
+    for args, said in (
+        (["statsu"], "no verb 'statsu'; did you mean 'status'?"),
+        (["zzz"], "no verb 'zzz'"),
+        (["up", "--jion", "x"], "no option --jion; did you mean"),
+        (["up", "--no-mdsn"], "no option --no-mdsn; did you mean --no-mdns"),
+        (["peers", "--jsno"], "--json"),
+        (["demo", "--peers", "1"], "1 is not in the range"),
+        (["ask"], "Missing argument 'PROMPT...'"),
+        (["up", "--engine", "gpt"], "'gpt' is not one of 'llama', 'echo'"),
+    ):
+        result = run(*args)
+        assert (result.exit_code, result.stdout) == (2, ""), args
+        assert said in result.stderr
+
+
+def test_help_of_every_verb_is_there():
+    assert run("--help").exit_code == 0
+    for verb in ("up", "demo", "ask", "status", "peers", "explain", "id", "stop"):
+        assert run(verb, "--help").exit_code == 0
+        assert verb in run("-h").stdout
+    assert run("--version").stdout.strip().endswith("0.1.0")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (404, "model_not_found", 4),
+        (504, "deadline_exceeded", 5),
+        (503, "no_route", 1),
+        (400, "invalid_request", 1),
+        (502, "engine_failed", 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(peer: Peer, status: int, code: str, exit_code: int):
+    peer.fails(status, code)
+    for args in (["ask", "x"], ["status"], ["explain", "x"]):
+        result = run(*args, "--url", peer.url)
+        assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", "p2pmesh: why\n")
+
+
+def test_where_no_peer_is_the_exit_code_is_3(peer: Peer, tmp_path: Path):
+    assert run("status", "--state", str(tmp_path)).exit_code == 3
+    assert run("status", P2PMESH_STATE=str(tmp_path)).exit_code == 3
+    for url in ("http://127.0.0.1:1", "127.0.0.1:x", "", "http://"):
+        assert run("status", "--url", url or " ").exit_code == 3
+    peer.body = b"<html>"
+    result = run("status", "--url", peer.url)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+
+
+def test_an_answer_is_printed_as_it_comes_and_its_way_made_harmless(peer: Peer):
+    peer.says(event(**WAY), event("one "), event("two"), event(usage={"total_tokens": 3}))
+    shown = run("ask", "a", "b", "--route", "--model", "m", "--temperature", "0", "--url", peer.url)
+    assert (shown.stdout, shown.stderr) == ("one two\n", "answered by ada > bücher\ufffd[2J\n")
+    asked = json.loads(peer.asked)
+    assert (asked["messages"], asked["temperature"]) == ([{"role": "user", "content": "a b"}], 0.0)
+    told = json.loads(run("ask", "a", "--json", "--url", peer.url).stdout)
+    assert told == {
+        "text": "one two",
+        "served_by": "bücher\x1b[2J",
+        "path": ["ada", "bücher\x1b[2J"],
+        "model": "m",
+        "usage": {"total_tokens": 3},
+    }
+
+
+def test_an_answer_that_breaks_off_ends_its_line_and_says_why(peer: Peer):
+    peer.says(event("half", **WAY), {"error": {"message": "it went away", "code": "peer_lost"}})
+    result = run("ask", "x", "--url", peer.url)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "half\n", "p2pmesh: it went away\n")
+    peer.says(event("half", **WAY), end="")
+    result = run("ask", "x", "--url", peer.url)
+    assert (result.exit_code, result.stderr) == (1, "p2pmesh: the answer was cut off\n")
+
+
+def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer):
+    row = {"id": "x" * 20, "distance": 1, "rtt_ms": 0.5, "skills": [], "models": [], "load": None}
+    far = {**row, "name": "\x1b]0;evil\x07", "distance": -1, "rtt_ms": None}
+    peer.body = json.dumps({"peers": [{**row, "name": "a-long-name"}, far]}).encode()
+    head, first, second = run("peers", "--url", peer.url).stdout.splitlines()
+    assert head.index("ID") == first.index("x" * 8) == second.index("x" * 8)
+    assert "out of reach" in second
+    assert "0.5 ms" in first
+    assert "\x1b" not in second
+    assert "\x07" not in second
+
+
+# -------------------------------------------------------------------- flags and the environment
+
+
+def settings(*args: str, **env: str) -> Any:
+    """What `up` would start with."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        flags = dict(up.make_context("up", list(args)).params)
+    config_file = flags.pop("config_file")
+    for name in ("as_json", "verbose"):
+        flags.pop(name)
+    return _config(config_file, flags)
+
+
+def test_flags_become_settings(tmp_path: Path):
+    (tmp_path / "art").write_text("who painted it?\n")
+    config = settings(
+        "--engine", "echo", "--model", "a", "--model", "b", "--tokens-per-s", "7", "--name", "ada",
+        "--listen", "/ip4/127.0.0.1/tcp/1", "--join", "/x", "--join", "/y", "--mdns", "--http", "",
+        "--state", "s", "--skill", f"art={tmp_path / 'art'}",
+    )  # fmt: skip
+    assert [(m.model, m.engine, m.tokens_per_s) for m in config.models] == [("a", "echo", 7), ("b", "echo", 7)]
+    assert (config.name, config.state, config.http.bind, config.net.mdns) == ("ada", "s", "", True)
+    assert (config.net.listen, config.net.join) == (("/ip4/127.0.0.1/tcp/1",), ("/x", "/y"))
+    assert [(s.name, s.examples) for s in config.skills] == [("art", ("who painted it?",))]
+
+
+def test_an_echo_needs_no_name_and_no_model_means_none():
+    assert [m.model for m in settings("--engine", "echo").models] == ["echo"]
+    assert settings("--no-model").models == ()
+
+
+def test_each_flag_has_the_variable_of_its_name(tmp_path: Path):
+    for option in up.params:
+        if option.name != "verbose":
+            flag = option.opts[0].removeprefix("--")
+            assert option.envvar == "P2PMESH_" + flag.replace("-", "_").upper()
+    file = tmp_path / "f.toml"
+    file.write_text('name = "file"\nstate = "file"\nhttp.bind = "file"\nmodels = []')
+    env = {"P2PMESH_CONFIG": str(file), "P2PMESH_NAME": "env", "P2PMESH_STATE": "env", "P2PMESH_NO_MODEL": "1"}
+    config = settings("--name", "flag", **env)
+    assert (config.name, config.state, config.http.bind) == ("flag", "env", "file")
+    assert settings(P2PMESH_JOIN="/a /b", **env).net.join == ("/a", "/b")
+    assert settings(P2PMESH_MDNS="1", **env).net.mdns is True
+    assert settings("--no-mdns", P2PMESH_MDNS="1", **env).net.mdns is False

@@ -1,0 +1,39 @@
+"""What a peer puts before a conversation, and how its jobs are named."""
+
+from __future__ import annotations
+
+from p2pmesh.config import Config, ModelConfig
+from p2pmesh.engine import catalog
+from p2pmesh.peer import models
+from p2pmesh.query import Message, QueryId
+from p2pmesh.record import Capability
+
+USER = Message("user", "x")
+OWN = Message("system", "be brief")
+
+
+def test_the_default_model_gets_a_system_prompt_and_others_do_not():
+    default, other = ModelConfig(model=catalog.DEFAULT), ModelConfig(model="/m.gguf")
+    assert models._prompted((USER,), default) == (Message("system", models.DEFAULT_SYSTEM_PROMPT), USER)
+    assert models._prompted((USER,), other) == (USER,)
+
+
+def test_a_configured_system_prompt_is_put_before_unless_the_asker_has_one():
+    given = ModelConfig(model="/m.gguf", system_prompt="be kind")
+    assert models._prompted((USER,), given) == (Message("system", "be kind"), USER)
+    assert models._prompted((OWN, USER), given) == (OWN, USER)
+    assert models._prompted((USER, OWN), given) == (USER, OWN)
+
+
+def test_an_empty_system_prompt_turns_the_default_off():
+    assert models._prompted((USER,), ModelConfig(model=catalog.DEFAULT, system_prompt="")) == (USER,)
+
+
+def test_a_job_names_its_query_and_attempt():
+    job = models._job(QueryId("ab"), 3)
+    assert models._of_job(job) == ("ab", 3)
+    assert models._query_of("query/ab/7") == "ab"
+
+
+def test_a_peer_without_models_claims_nothing():
+    assert models.Models(Config(), lambda _: None).capability() == Capability()
