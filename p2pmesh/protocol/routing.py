@@ -125,10 +125,9 @@ def quality(
     for skill in skills:
         if skill.vector is None:
             value = skill.quality
-        elif query.vector is None or query.space != capability.space:
+        elif (similarity := _similarity(query, capability, skill)) is None:
             value = skill.quality * config.general_quality  # it cannot be known how near it is
         else:
-            similarity = cosine(query.vector, skill.vector)
             rival = max((s for n, s in rivals.items() if n != skill.name), default=-1.0)
             clear = 0.5 + 0.5 * min(1.0, max(0.0, (similarity - rival) / _CLEAR))
             value = skill.quality * fit(similarity, config) * clear
@@ -137,14 +136,22 @@ def quality(
     return best, name
 
 
+def _similarity(query: Query, capability: Capability, skill: Skill) -> float | None:
+    """The cosine between query and skill; None where they do not compare: vectors of different spaces, or of
+    different lengths, which somebody lies about."""
+    if query.vector is None or skill.vector is None or query.space != capability.space:
+        return None
+    if query.vector.shape != skill.vector.shape:
+        return None
+    return cosine(query.vector, skill.vector)
+
+
 def _rivals(query: Query, candidates: Sequence[Candidate]) -> dict[str, float]:
     nearest: dict[str, float] = {}
     for candidate in candidates:
-        if query.vector is None or query.space != candidate.capability.space:
-            continue
         for skill in candidate.capability.skills:
-            if skill.vector is not None:
-                similarity = cosine(query.vector, skill.vector)
+            similarity = _similarity(query, candidate.capability, skill)
+            if similarity is not None:
                 nearest[skill.name] = max(similarity, nearest.get(skill.name, -1.0))
     return nearest
 

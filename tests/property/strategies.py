@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import messages as m
 from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
-from p2pmesh.record import Load, PeerId, Version
+from p2pmesh.record import Capability, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ME, UNABLE, A, B, C, D, signed
 
 peers = st.sampled_from([ME, A, B, C, D])
@@ -22,7 +22,32 @@ reasons = st.sampled_from(Reason)
 paths = st.lists(st.builds(Hop, peers, words, words), max_size=16).map(tuple)
 updates = st.lists(st.builds(m.Update, peers, st.sampled_from(m.Status), versions), max_size=12).map(tuple)
 lines = st.lists(st.builds(m.Line, peers, versions, st.integers(0, 16)), max_size=20).map(tuple)
-vectors = st.integers(1, 200).map(lambda seed: np.random.default_rng(seed).integers(-127, 127, 384, np.int8))
+vectors = st.builds(
+    lambda seed, length: np.random.default_rng(seed).integers(1, 127, length, np.int8),
+    st.integers(1, 200),
+    st.sampled_from([64, 64, 64, 1, 384]),  # the simulated space has 64; liars have what they like
+)
+spaces = st.sampled_from(["", "sim"])
+capabilities = st.builds(
+    Capability,
+    spaces,
+    st.lists(
+        st.builds(Skill, words, st.none() | vectors, st.floats(0.0, 1.0), st.just(0), words), max_size=3
+    ).map(tuple),
+    st.lists(
+        st.builds(
+            ModelInfo,
+            st.sampled_from(["small", "large", ""]),
+            st.just(""),
+            st.integers(0, 4_096),
+            st.sampled_from([0.0, 50.0, 1e9]),
+            st.sampled_from([0.0, 50.0, 1e9]),
+            st.integers(0, 8),
+        ),
+        max_size=2,
+    ).map(tuple),
+    st.sampled_from([("general",), (), ("general", "secret")]),
+)
 options = st.builds(
     Options,
     st.integers(1, 8_192),
@@ -41,7 +66,7 @@ queries = st.builds(
     st.sampled_from(["general", "secret"]),
     attempts,
     st.none() | vectors,
-    st.sampled_from(["", "sim"]),
+    spaces,
     counts,
     st.integers(0, 16),
     seconds,
@@ -52,7 +77,7 @@ records = st.builds(
     signed,
     st.sampled_from([ME, A, B, C, D]) | st.integers(0, 60).map(lambda i: PeerId(f"n{i}")),
     versions,
-    st.sampled_from([UNABLE, signed(A).record.capability]),
+    st.sampled_from([UNABLE, signed(A).record.capability]) | capabilities,
     st.sampled_from([(), ("/ip4/10.0.0.1/tcp/1",)]),
     st.none() | st.just(A),
 )

@@ -103,6 +103,13 @@ def test_without_a_vector_or_in_another_space_nearness_cannot_be_known() -> None
         assert quality(asked, able, "small", {}, CONFIG) == (pytest.approx(0.4), "mine")
 
 
+def test_vectors_of_another_length_do_not_compare_whatever_space_they_claim() -> None:
+    liar = Capability("s", (Skill("mine", np.ones(3, np.int8), 0.8),), (MODEL,))
+    assert quality(ABOUT, liar, "small", {}, CONFIG) == (pytest.approx(0.4), "mine")
+    candidate = Candidate(PeerId(A), "a", liar, 0.0, 0.0, PeerId(A))
+    assert choose(ABOUT, ME, [candidate], CONFIG).chosen is not None
+
+
 def test_a_peer_that_declared_nothing_is_a_general_one() -> None:
     assert quality(ABOUT, Capability("s"), "small", {}, CONFIG) == (0.5, "general")
 
