@@ -15,10 +15,27 @@ from p2pmesh.query import Message, Options
 
 LIMITS = Limits()
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-FIELDS = (
-    "messages model stream stream_options max_tokens max_completion_tokens temperature top_p seed stop n "
-    "logprobs tools functions response_format role content type text"
-).split()
+FIELDS = [
+    "messages",
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "n",
+    "logprobs",
+    "tools",
+    "functions",
+    "response_format",
+    "role",
+    "content",
+    "type",
+    "text",
+]
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(FIELDS)
 values: Any = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner)

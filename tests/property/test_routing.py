@@ -15,6 +15,8 @@ from p2pmesh.query import Hop, Query
 from p2pmesh.record import Capability, ModelInfo, PeerId, Skill
 from p2pmesh.sim.world import World
 from tests.machines import ME, MODEL, A, B, Bench, C, D, query, sent
+from tests.property.strategies import capabilities as any_capability
+from tests.property.strategies import queries as any_query
 
 models: st.SearchStrategy[ModelInfo] = st.builds(
     replace,
@@ -136,3 +138,13 @@ def test_a_barred_peer_is_never_asked(excluded: list[PeerId], visited: list[Peer
     to = {f.peer for f in effects if isinstance(f, e.Send) and isinstance(f.message, m.Forward)}
     assert not to & {*excluded, *visited}
     assert sent(effects, m.Accept, A)
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_query, st.lists(any_capability, min_size=1, max_size=4))
+def test_whatever_peers_claim_there_is_a_decision(asked: Query, claimed: list[Capability]) -> None:
+    candidates = [
+        Candidate(PeerId(f"n{i}"), f"n{i}", able, 0.0, 0.0, PeerId(f"n{i}")) for i, able in enumerate(claimed)
+    ]
+    decision = choose(asked, PeerId("n0"), candidates, Routing())
+    assert decision.explain()
