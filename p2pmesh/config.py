@@ -66,6 +66,8 @@ class Limits:
         _positive(self, *self.__dataclass_fields__)
         if self.prompt_bytes_max > self.frame_bytes_max // 2:
             raise ConfigError("limits.prompt_bytes_max must be at most half of limits.frame_bytes_max")
+        if self.records_per_frame_max * (self.record_bytes_max + 80) > self.frame_bytes_max:
+            raise ConfigError("limits.records_per_frame_max records must fit in limits.frame_bytes_max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +196,8 @@ class Relay:
 
     def __post_init__(self) -> None:
         _positive(self, *self.__dataclass_fields__)
+        if self.attempts_max > 255:
+            raise ConfigError("relay.attempts_max must be at most 255: it travels as one byte")
         if self.keepalive_s >= self.silence_max_s:
             raise ConfigError("relay.keepalive_s must stay below relay.silence_max_s")
 
@@ -360,9 +364,8 @@ class Config:
         names = {"name": self.name} | {f"skills.name {s.name!r}": s.name for s in self.skills}
         for key, name in names.items():
             if (length := len(name.encode("utf-8", "replace"))) > self.limits.name_bytes_max:
-                raise ConfigError(
-                    f"{key} is {length} bytes long, at most {self.limits.name_bytes_max} (limits.name_bytes_max)"
-                )
+                most = f"{self.limits.name_bytes_max} (limits.name_bytes_max)"
+                raise ConfigError(f"{key} is {length} bytes long, at most {most}")
         if len(self.models) > self.limits.models_max:
             raise ConfigError(
                 f"{len(self.models)} models, at most {self.limits.models_max} (limits.models_max)"

@@ -10,7 +10,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,19 +94,18 @@ def events(base: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any
 def _response(
     base: str, method: str, path: str, body: dict[str, Any] | None
 ) -> Iterator[http.client.HTTPResponse]:
-    where = urlsplit(base if "//" in base else f"//{base}")
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
     try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"content-type": "application/json"})
-        response = connection.getresponse()
-        if response.status >= 400:
-            _check(json.loads(response.read()))
-        yield response
+        where = urlsplit(base if "//" in base else f"//{base}")
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
+        with closing(connection):
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"content-type": "application/json"})
+            with connection.getresponse() as response:
+                if response.status >= 400:
+                    _check(json.loads(response.read()))
+                yield response
     except (OSError, http.client.HTTPException, ValueError) as exc:
         raise NoPeer(f"no peer answers at {base}: {exc}") from None
-    finally:
-        connection.close()
 
 
 def _check(body: Any) -> None:

@@ -22,7 +22,7 @@ _GRACE_S = 1.0
 """Seconds that running requests have when the server ends."""
 
 _DEAF_S = 5.0
-"""Seconds a client may take nothing while its buffers, megabytes on loopback, are full; then it is dropped."""
+"""Seconds a client may take nothing while its buffers, megabytes, are full; then it is dropped."""
 
 
 @asynccontextmanager

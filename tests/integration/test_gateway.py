@@ -271,7 +271,13 @@ async def alive(it: Door) -> None:
 
 
 async def test_garbage_leaves_it_alive(quick: Door, caplog: pytest.LogCaptureFixture):
-    for data in (b"\x00\xff" * 5_000, b"GET", b"POST / HTTP/9.9\r\n\r\n", b"\r\n" * 9, b"GET / HTTP/1.1\r\n\r\n"):
+    for data in (
+        b"\x00\xff" * 5_000,
+        b"GET",
+        b"POST / HTTP/9.9\r\n\r\n",
+        b"\r\n" * 9,
+        b"GET / HTTP/1.1\r\n\r\n",
+    ):
         client = await quick.socket()
         await client.send_all(data)
         await client.send_eof()
@@ -404,7 +410,9 @@ async def test_explain_and_peers_tell_what_the_library_tells():
     assert skill.quality == 0.8
 
 
-@pytest.mark.parametrize("bind", ["nowhere", "127.0.0.1", "127.0.0.1:x", "0.0.0.0:0", "example.org:80", ":80"])
+@pytest.mark.parametrize(
+    "bind", ["nowhere", "127.0.0.1", "127.0.0.1:x", "0.0.0.0:0", "example.org:80", ":80"]
+)
 async def test_a_door_to_the_outside_is_not_opened(bind: str):
     async with open_cluster(1) as (peer,):
         peer.config = replace(peer.config, http=Http(bind=bind))

@@ -181,7 +181,10 @@ def test_flags_become_settings(tmp_path: Path):
         "--listen", "/ip4/127.0.0.1/tcp/1", "--join", "/x", "--join", "/y", "--mdns", "--http", "",
         "--state", "s", "--skill", f"art={tmp_path / 'art'}",
     )  # fmt: skip
-    assert [(m.model, m.engine, m.tokens_per_s) for m in config.models] == [("a", "echo", 7), ("b", "echo", 7)]
+    assert [(m.model, m.engine, m.tokens_per_s) for m in config.models] == [
+        ("a", "echo", 7),
+        ("b", "echo", 7),
+    ]
     assert (config.name, config.state, config.http.bind, config.net.mdns) == ("ada", "s", "", True)
     assert (config.net.listen, config.net.join) == (("/ip4/127.0.0.1/tcp/1",), ("/x", "/y"))
     assert [(s.name, s.examples) for s in config.skills] == [("art", ("who painted it?",))]
@@ -199,7 +202,12 @@ def test_each_flag_has_the_variable_of_its_name(tmp_path: Path):
             assert option.envvar == "P2PMESH_" + flag.replace("-", "_").upper()
     file = tmp_path / "f.toml"
     file.write_text('name = "file"\nstate = "file"\nhttp.bind = "file"\nmodels = []')
-    env = {"P2PMESH_CONFIG": str(file), "P2PMESH_NAME": "env", "P2PMESH_STATE": "env", "P2PMESH_NO_MODEL": "1"}
+    env = {
+        "P2PMESH_CONFIG": str(file),
+        "P2PMESH_NAME": "env",
+        "P2PMESH_STATE": "env",
+        "P2PMESH_NO_MODEL": "1",
+    }
     config = settings("--name", "flag", **env)
     assert (config.name, config.state, config.http.bind) == ("flag", "env", "file")
     assert settings(P2PMESH_JOIN="/a /b", **env).net.join == ("/a", "/b")

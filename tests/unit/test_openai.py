@@ -121,7 +121,16 @@ def test_what_is_refused_is_named(fields: dict[str, Any], param: str, code: str)
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff", b"[]", b"null", b"[" * 99_999, b'{"tools":' + b"[" * 99_999, rb'{"model": "\ud800"}'],
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"[" * 99_999,
+        b'{"tools":' + b"[" * 99_999,
+        rb'{"model": "\ud800"}',
+    ],
 )
 def test_what_is_no_request_at_all_is_a_bad_request(body: bytes):
     with pytest.raises(openai.BadRequest):

@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_read_is_named(write: Any, tmp_path: Path):
 
 
 def test_what_the_program_lays_over_is_checked_too():
-    with pytest.raises(ConfigError, match="unknown key net.jion; did you mean net.join"):
+    with pytest.raises(ConfigError, match=r"unknown key net\.jion; did you mean net\.join"):
         load_config(None, {"net": {"jion": []}})
 
 

@@ -59,7 +59,8 @@ def test_one_who_only_looks_keeps_nobody_from_starting(tmp_path: Path):
 def test_the_lock_of_a_killed_process_is_gone(tmp_path: Path):
     program = (
         "import sys, time, pathlib\nfrom p2pmesh.peer import state\npath = pathlib.Path(sys.argv[1])\n"
-        "with state.locked(path), state.announced(path, {'http': 'x'}):\n    print(flush=True); time.sleep(99)"
+        "with state.locked(path), state.announced(path, {'http': 'x'}):\n"
+        "    print(flush=True); time.sleep(99)"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
