@@ -113,6 +113,10 @@ class Load:
     """Queries that wait for a slot."""
 
 
+VERSION_MAX = 2**62
+"""Highest epoch and highest seq: what fits msgpack's integers with room to spare."""
+
+
 @dataclass(frozen=True)
 class Version:
     """Which of two records of one peer is newer. Only the owner makes one: a new `epoch` each start, `seq`
@@ -120,6 +124,11 @@ class Version:
 
     epoch: int
     seq: int
+
+    def next(self) -> Version:
+        """Return the next newer version, of a new epoch where this one is used up."""
+        used_up = self.seq >= VERSION_MAX
+        return Version(self.epoch + 1, 1) if used_up else Version(self.epoch, self.seq + 1)
 
     def __lt__(self, other: Version) -> bool:
         return (self.epoch, self.seq) < (other.epoch, other.seq)

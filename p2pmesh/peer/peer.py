@@ -79,6 +79,7 @@ class Peer:
         self._host = host
         self._driver = driver
         self._models = models
+        self._left = False
 
     @property
     def name(self) -> str:
@@ -186,7 +187,8 @@ class Peer:
         self._host.dial(None, [address])
 
     async def leave(self) -> None:
-        """Say goodbye to all neighbours, so that nobody waits for us."""
+        """Say goodbye to all neighbours, so that nobody waits for us, and look for nobody from now on."""
+        self._left = True
         self._driver.feed(e.Departed())
         await trio.sleep(_FAREWELL_S if self._host.links() else 0)
 
@@ -252,7 +254,7 @@ def _check_addresses(config: Config) -> None:
 async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:
     """Dial the configured contacts until each is linked, ever more slowly unless we are alone."""
     pause = _JOIN_RETRY_S
-    while addresses:
+    while addresses and not peer._left:
         links = host.links()
         missing = [a for a in addresses if a.rpartition("/p2p/")[2] not in links]
         for address in missing if links else addresses:

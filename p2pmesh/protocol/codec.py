@@ -21,7 +21,17 @@ from p2pmesh.config import Limits
 from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.protocol import messages as m
 from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Query, Usage
-from p2pmesh.record import Capability, Load, ModelInfo, PeerRecord, SignedRecord, Skill, Vector, Version
+from p2pmesh.record import (
+    VERSION_MAX,
+    Capability,
+    Load,
+    ModelInfo,
+    PeerRecord,
+    SignedRecord,
+    Skill,
+    Vector,
+    Version,
+)
 
 T = TypeVar("T")
 
@@ -30,7 +40,6 @@ _CONTROL_BYTES_MAX = 131_072
 _PEER_ID_BYTES_MAX = 64
 _SECONDS_MAX = 1e7
 _COUNT_MAX = 2**31 - 1
-_VERSION_MAX = 2**62
 _DETAIL_BYTES_MAX = 1_024
 _TOKENS_MAX = 1_024
 """Most token ids in one chunk."""
@@ -293,7 +302,7 @@ def _record_schema(limits: Limits) -> Field:
 
 
 def _version() -> Field:
-    return _struct(Version, _integer(0, _VERSION_MAX), _integer(0, _VERSION_MAX))
+    return _struct(Version, _integer(0, VERSION_MAX), _integer(0, VERSION_MAX))
 
 
 def _query_schema(limits: Limits) -> dict[str, Field]:

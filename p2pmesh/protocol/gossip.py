@@ -26,7 +26,7 @@ from p2pmesh.protocol.messages import (
     Records,
     Status,
 )
-from p2pmesh.record import Capability, Load, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.record import VERSION_MAX, Capability, Load, PeerId, PeerRecord, SignedRecord, Version
 
 _PULL_PATIENCE_S = 2.0
 """Seconds until an unanswered pull is made again from whoever announces next."""
@@ -106,8 +106,7 @@ class Gossip:
             self._pull(peer, [self.me.record.id], now)
 
     def _publish(self, record: PeerRecord, after: Version, now: float) -> None:
-        newer = Version(after.epoch, after.seq + 1)
-        self.me = self._sign(replace(record, version=newer))
+        self.me = self._sign(replace(record, version=after.next()))
         self._freshen(record.id, now)
 
     def _sign(self, record: PeerRecord) -> SignedRecord:
@@ -226,14 +225,21 @@ class Gossip:
                 self._out.append(Notify(peer, f"passed on a record that {record.id} never signed"))
                 continue
             if record.id == self.me.record.id:
-                if self.me.record.version < record.version:  # of a life of ours we do not remember
-                    self._publish(self.me.record, record.version, now)
+                self._outlive(peer, record.version, now)
                 continue
             if self._membership.heard(record.id, record.version, record.addresses, now):
                 self.records[record.id] = signed
                 self._freshen(record.id, now)
         for gone in [i for i in self.records if i not in self._membership.members]:
             del self.records[gone]
+
+    def _outlive(self, peer: PeerId, version: Version, now: float) -> None:
+        """Publish a record newer than that of a life of ours which we do not remember."""
+        if version.epoch >= VERSION_MAX:
+            self.rejected += 1
+            self._out.append(Notify(peer, "holds a record of ours that nothing beats: our key was misused"))
+        elif self.me.record.version < version:
+            self._publish(self.me.record, version, now)
 
     def on_load(self, peer: PeerId, message: LoadReport, now: float) -> None:
         """Note how busy a link is."""

@@ -163,7 +163,8 @@ class Machine:
             self._out.append(e.Hangup(peer))  # half for those we dial, half for those who dial us
             return
         self.membership.connected(peer, now)
-        self.gossip.connected(peer, now)
+        if not self.membership.has_left:
+            self.gossip.connected(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         if peer in self.membership.links:
@@ -193,7 +194,8 @@ class Machine:
     # -- what the parts ask of one another ------------------------------------------------------------
 
     def _refute(self, peer: PeerId, version: Version) -> None:
-        self.gossip.refute(peer, version, self._now)
+        if not self.membership.has_left:  # what is said of one who goes is true
+            self.gossip.refute(peer, version, self._now)
 
     def _can_embed(self) -> bool:
         return bool(self.gossip.me.record.capability.space)

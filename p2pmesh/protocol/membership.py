@@ -91,7 +91,8 @@ class Membership:
         self._seq = 0
         self._probe_at = now + self._config.probe_interval_s
         self._updates: dict[PeerId, tuple[Update, int]] = {}
-        self._leaving = False
+        self._left: Version | None = None
+        """The version this peer left in; None: it stays."""
 
     # -- what others ask of it ------------------------------------------------------------------------
 
@@ -122,6 +123,11 @@ class Membership:
         return neighbour, distance
 
     @property
+    def has_left(self) -> bool:
+        """Whether this peer has said goodbye."""
+        return self._left is not None
+
+    @property
     def deadline(self) -> float:
         """When `advance` has something to do next."""
         times = [self._probe_at]
@@ -133,6 +139,8 @@ class Membership:
 
     def connected(self, peer: PeerId, now: float) -> None:
         """A link came up: note it, and tell the peer if it is believed dead, so that it can refute."""
+        if self._left is not None:
+            self._say_goodbye(peer, self._left)  # whoever dials us now has not heard it yet
         self.links[peer] = Link(peer)
         member = self.members.get(peer)
         if member is not None:
@@ -243,9 +251,13 @@ class Membership:
 
     def leave(self, version: Version) -> None:
         """Go, on purpose: say so, end the links, and dial nobody from now on."""
-        self._leaving = True
-        self._out.extend(Send(peer, Leave(version)) for peer in self.links)
-        self._out.extend(Hangup(peer) for peer in self.links)
+        self._left = version
+        for peer in self.links:
+            self._say_goodbye(peer, version)
+
+    def _say_goodbye(self, peer: PeerId, version: Version) -> None:
+        self._out.append(Send(peer, Leave(version)))
+        self._out.append(Hangup(peer))
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -396,7 +408,7 @@ class Membership:
     def _may_dial(self, member: Member) -> bool:
         return (
             self._dial_discovered
-            and not self._leaving
+            and self._left is None
             and bool(member.addresses)
             and member.status is not Status.LEFT
             and len(self.links) < self._config.links_max

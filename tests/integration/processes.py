@@ -122,7 +122,12 @@ class PeerProcess:
         """End it and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(HANG_S)
+        try:
+            return self.process.wait(HANG_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
 
 
 def echo_config(

@@ -32,6 +32,7 @@ from p2pmesh.config import Engine, Http, Limits, Net
 from p2pmesh.errors import EngineError, ListenError, StateLocked
 from p2pmesh.net.host import LinkDown, LinkUp, Priority, open_host
 from p2pmesh.net.identity import Identity
+from p2pmesh.peer import peer as peer_module
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.peer.models import DEFAULT_SYSTEM_PROMPT
 from p2pmesh.query import Query, QueryId
@@ -286,17 +287,27 @@ async def test_a_killed_embedder_costs_no_answer():
         assert (await peer.ask("x y")).text == "echo: x y"
 
 
-async def test_a_peer_that_leaves_is_dropped_at_once():
+async def test_a_peer_that_ends_is_dropped_by_all():
     async with cluster(ASKER, server("a")) as (asker, a):
         config = server("b", net=Net(join=asker.addresses))
         async with open_cluster([config]) as (b,):
             await until(lambda: sum(m.alive for m in asker.members()) == 3)
             await until(lambda: sum(m.alive for m in a.members()) == 3)
-            await b.leave()
-            # By its goodbye, not by suspicion: nothing is waited for but the goodbye itself.
-            await until(lambda: not any(m.alive for m in asker.members() if m.id == b.id))
-            await until(lambda: not any(m.alive for m in a.members() if m.id == b.id))
+        for peer in (asker, a):
+            await until(lambda peer=peer: not any(m.alive for m in peer.members() if m.id == b.id))
         assert (await asker.ask("x")).served_by == a.id
+
+
+async def test_a_peer_that_has_left_does_not_come_back_by_itself():
+    async with cluster(replace(ASKER, net=Net(dial_discovered=False))) as (asker,):
+        config = server("b", net=Net(join=asker.addresses))
+        async with open_cluster([config]) as (b,):
+            await until(lambda: sum(m.alive for m in asker.members()) == 2)
+            await b.leave()
+            # Told by its goodbye, not by suspicion, which would take longer than this.
+            await until(lambda: not any(m.alive for m in asker.members() if m.id == b.id))
+            await trio.sleep(peer_module._JOIN_RETRY_S + 0.1)  # when it would dial again
+            assert (asker.status()["links"], b.status()["links"]) == (0, 0)
 
 
 async def test_an_answer_of_a_peer_that_leaves_breaks_off_and_says_so():
@@ -308,8 +319,7 @@ async def test_an_answer_of_a_peer_that_leaves_breaks_off_and_says_so():
             async with asker.stream("word " * 50, model="slow") as answer:
                 async for _ in answer:
                     break
-                with trio.CancelScope():
-                    await b.leave()
+                await b.leave()
                 with pytest.raises(AnswerInterrupted) as caught:
                     await answer.whole()
                 assert caught.value.reason is Reason.PEER_LOST

@@ -10,7 +10,7 @@ from p2pmesh.config import Config, Gossip, Limits
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.messages import DISTANCE_MAX, Line
-from p2pmesh.record import GENERAL, Capability, Load, ModelInfo, PeerId, Skill, Version
+from p2pmesh.record import GENERAL, VERSION_MAX, Capability, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ABLE, ME, MODEL, A, B, Bench, C, D, of, query, sent, signed
 
 V1, V2 = Version(1, 1), Version(1, 2)
@@ -110,6 +110,20 @@ def test_a_life_we_do_not_remember_is_pulled_and_outbid() -> None:
     on.say(A, m.Records((old,)))
     assert on.machine.gossip.me.record.version == Version(7, 4)
     assert on.machine.gossip.me.record.capability == ABLE
+
+
+@pytest.mark.parametrize(
+    ("held", "published"),
+    [(Version(7, VERSION_MAX), Version(8, 1)), (Version(VERSION_MAX, VERSION_MAX), None)],
+)
+def test_a_life_of_ours_at_the_end_of_its_numbers_is_outbid_by_the_next_or_not_at_all(
+    held: Version, published: Version | None
+) -> None:
+    on = bench(A)
+    before = on.machine.gossip.me.record.version
+    on.say(A, m.Records((signed(ME, held),)))
+    assert on.machine.gossip.me.record.version == (published or before)
+    assert on.machine.gossip.rejected == (0 if published else 1)
 
 
 def test_our_own_record_bounced_back_changes_nothing() -> None:

@@ -305,6 +305,23 @@ def test_leaving_says_so_and_dials_nobody_any_more() -> None:
     assert not of(on.wait(120.0), e.Dial)
 
 
+def test_who_dials_one_that_has_left_is_told_so_and_nothing_else() -> None:
+    on = bench(A)
+    on.handle(e.Departed())
+    effects = on.handle(e.Connected(B))
+    assert [f.peer for f in of(effects, e.Hangup)] == [B]
+    assert sent(effects, m.Leave, B)
+    assert not sent(effects, m.Digest)
+
+
+def test_one_that_has_left_does_not_refute_it() -> None:
+    on = bench(A)
+    version = on.machine.gossip.me.record.version
+    on.handle(e.Departed())
+    on.say(A, m.Ping(1, (Update(ME, Status.LEFT, version),)))
+    assert on.machine.gossip.me.record.version == version
+
+
 def test_the_dead_are_forgotten_after_a_while_and_their_records_with_them() -> None:
     on = bench(A, tombstone_s=30.0)
     learn(on, D)
