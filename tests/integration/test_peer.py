@@ -30,7 +30,7 @@ from p2pmesh import (
 )
 from p2pmesh.config import Engine, Http, Limits, Net
 from p2pmesh.errors import EngineError, ListenError, StateLocked
-from p2pmesh.net.host import LinkDown, LinkUp, Priority, open_host
+from p2pmesh.net.host import Host, LinkDown, LinkUp, Priority, open_host
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import peer as peer_module
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
@@ -298,7 +298,10 @@ async def test_a_peer_that_ends_is_dropped_by_all():
         assert (await asker.ask("x")).served_by == a.id
 
 
-async def test_a_peer_that_has_left_does_not_come_back_by_itself():
+async def test_a_peer_that_has_left_does_not_come_back_by_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(peer_module, "_JOIN_RETRY_MAX_S", 0.1)
+    dialled: list[object] = []
+    dial = Host.dial
     async with cluster(replace(ASKER, net=Net(dial_discovered=False))) as (asker,):
         config = server("b", net=Net(join=asker.addresses))
         async with open_cluster([config]) as (b,):
@@ -306,7 +309,9 @@ async def test_a_peer_that_has_left_does_not_come_back_by_itself():
             await b.leave()
             # Told by its goodbye, not by suspicion, which would take longer than this.
             await until(lambda: not any(m.alive for m in asker.members() if m.id == b.id))
-            await trio.sleep(peer_module._JOIN_RETRY_S + 0.1)  # when it would dial again
+            monkeypatch.setattr(Host, "dial", lambda *told: (dialled.append(told), dial(*told)))
+            await trio.sleep(peer_module._JOIN_RETRY_S + 0.5)  # when it would dial again
+            assert dialled == []
             assert (asker.status()["links"], b.status()["links"]) == (0, 0)
 
 
