@@ -98,8 +98,9 @@ class Membership:
     """Most links kept. Detection scoped to them keeps its cost flat (measured)."""
     redial_min_s: float = 0.5
     """Seconds before a failed dial is tried again; doubles up to `redial_max_s`."""
-    redial_max_s: float = 30.0
-    """Most seconds between dials of one peer."""
+    redial_max_s: float = 10.0
+    """Most seconds between dials of one peer, the dead included: a peer that comes back and knows nobody is
+    alone for that long. A guess."""
     dial_grace_s: float = 1.0
     """Of two peers that know each other the lower id dials; the other waits this long, in seconds, and then
     dials too, for the first may be unable to. A guess."""
@@ -168,6 +169,8 @@ class Routing:
     """No prompt is refused unsent unless it would not fit even at this many bytes a token."""
 
     def __post_init__(self) -> None:
+        if self.lambda_s < 0:
+            raise ConfigError(f"routing.lambda_s must not be below 0, not {self.lambda_s!r}")
         _positive(self, "near", "rtt_default_s", "bytes_per_token", "bytes_per_token_max")
         if not -1.0 <= self.far < self.near <= 1.0:
             raise ConfigError("routing.far must stay below routing.near, both within -1..1")
@@ -303,7 +306,8 @@ class ModelConfig:
     """One model to serve: `[[models]]` in TOML."""
 
     model: str
-    """A path to a GGUF file, or a name from the catalog ("smollm2-135m-instruct")."""
+    """A path to a GGUF file, or a name from the catalog ("smollm2-135m-instruct"). In a file, a relative path
+    counts from the file's folder; `~` is the home directory."""
     name: str = ""
     """The name others ask for; empty: the file's."""
     engine: str = "llama"
@@ -315,6 +319,10 @@ class ModelConfig:
     system_prompt: str | None = None
     """Put before a conversation that has no system message of its own. None: nothing, but for the embedded
     default model, which answers in broken French without one (measured)."""
+
+    def __post_init__(self) -> None:
+        if not self.tokens_per_s > 0:
+            raise ConfigError(f"models.tokens_per_s must be above 0, not {self.tokens_per_s!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +350,7 @@ class Config:
     """A whole peer."""
 
     name: str = ""
-    """For people; empty: the host's name."""
+    """For people; empty: the host's name and the end of the id."""
     state: str = ""
     """Directory of the key and the epoch; empty: $XDG_DATA_HOME/p2pmesh. Two peers cannot share one."""
     models: tuple[ModelConfig, ...] = ()

@@ -82,7 +82,7 @@ class ModelInfo:
     decode_tps: float
     """Answer tokens written per second of one uncontended slot."""
     slots: int
-    """Queries it runs at once."""
+    """Queries it runs at once; 0: it is being restarted, and will be back."""
 
 
 @dataclass(frozen=True)

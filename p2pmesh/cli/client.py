@@ -48,7 +48,8 @@ def find(url: str | None, directory: str) -> str:
             f"no peer runs in {path}: start one with `p2pmesh up`, or name another with --state or --url"
         )
     if not running.get("http"):
-        raise NoPeer(f"the peer in {path} was started without HTTP")
+        how = f"end it with `kill {running.get('pid')}`"
+        raise NoPeer(f"the peer in {path} was started without HTTP, so no verb reaches it; {how}")
     return str(running["http"])
 
 

@@ -42,6 +42,10 @@ class _Verbs(click.Group):
             _stop(str(exc), 3)
         except client.Unsuccessful as exc:
             _stop(str(exc), _CODES.get(exc.code, 1))
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            _stop(f"cannot write the output: {exc.strerror}", 1)
 
 
 def _stop(text: str, code: int) -> None:
@@ -71,8 +75,8 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
     """The options of every verb that talks to a running peer."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option("--state", default="", envvar="P2PMESH_STATE", help="Its state directory."),
-        click.option("--url", default=None, envvar="P2PMESH_URL", help="Its base URL."),
+        click.option("--state", default="", envvar="P2PMESH_STATE", help="State directory of the peer."),
+        click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer."),
     ):
         function = option(function)
     return function
@@ -95,10 +99,13 @@ def ask(
     state: str,
     as_json: bool,
 ) -> None:
-    """Ask the mesh. The answer goes to stdout as it comes."""
+    """Ask the mesh. The answer goes to stdout as it comes. PROMPT may be -, to read it from stdin."""
+    text = sys.stdin.read() if prompt == ("-",) else " ".join(prompt)
+    if not text.strip():
+        raise click.UsageError("the prompt is empty")
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": " ".join(prompt)}],
+        "messages": [{"role": "user", "content": text}],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -145,9 +152,12 @@ def status(url: str | None, state: str, as_json: bool) -> None:
     click.echo(f"peers alive: {told['alive']}, links: {told['links']}, queries in flight: {told['flights']}")
     for address in told["addresses"]:
         click.echo(f"join at {address}")
+    for why in told["unreachable"].values():
+        click.echo(f"cannot reach {why}; trying on")
     for engine in told["engines"]:
         detail = f": {engine['detail']}" if engine["detail"] else ""
-        click.echo(f"{engine['name']} is {engine['state']}{detail} (pid {engine['pid']})")
+        pid = f" (pid {engine['pid']})" if engine["pid"] else ""
+        click.echo(f"{engine['name']} is {engine['state']}{detail}{pid}")
 
 
 @main.command()
@@ -204,7 +214,7 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
     return (
         peer["name"],
         peer["id"][-8:],
-        "out of reach" if peer["distance"] < 0 else str(peer["distance"]),
+        "gone" if not peer["alive"] else "out of reach" if peer["distance"] < 0 else str(peer["distance"]),
         "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms",
         ", ".join(skill["name"] for skill in peer["skills"]),
         ", ".join(model["name"] for model in peer["models"]),

@@ -105,6 +105,8 @@ def _config(config_file: str | None, flags: dict[str, Any]) -> Any:
 def _models(flags: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The models that flags name; None: none, so that a file's stand."""
     if flags["no_model"]:
+        if flags["models"]:
+            raise click.UsageError("--no-model and --model exclude each other")
         return []
     names = flags["models"] or (("echo",) if flags["engine"] == "echo" else ())
     common = {"engine": flags["engine"], "tokens_per_s": flags["tokens_per_s"]}

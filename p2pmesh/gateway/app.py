@@ -61,7 +61,9 @@ def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
     """Return the ASGI application of `peer`; `stop` ends the process that serves it."""
     door = _Door(peer, stop)
     routes = [
+        Route("/", door.root),
         Route("/v1/models", door.models),
+        Route("/v1/models/{name}", door.model),
         Route("/v1/chat/completions", door.chat, methods=["POST"]),
         Route("/mesh/v1/status", door.status),
         Route("/mesh/v1/peers", door.peers),
@@ -115,17 +117,31 @@ class _Door:
     def _finished(self) -> None:
         self._requests -= 1
 
+    async def root(self, request: Request) -> Response:
+        paths = ["/v1/models", "/v1/chat/completions", "/mesh/v1/status", "/mesh/v1/peers", "/healthz"]
+        return JSONResponse({"p2pmesh": self._peer.name, "paths": paths})
+
     async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self._models()})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for model in self._models():
+            if model["id"] == name:
+                return JSONResponse(model)
+        text = f"no peer within reach serves the model {name!r}"
+        return JSONResponse(openai.error(text, Reason.MODEL_NOT_FOUND.value, 404, "model"), 404)
+
+    def _models(self) -> list[dict[str, Any]]:
         served: dict[str, list[str]] = {AUTO: []}
         for member in self._peer.members():
             if member.alive and member.distance >= 0:
                 for model in member.capability.models:
                     served.setdefault(model.name, []).append(member.name)
-        data = [
+        return [
             {"id": name, "object": "model", "created": 0, "owned_by": "p2pmesh", "peers": peers}
             for name, peers in served.items()
         ]
-        return JSONResponse({"object": "list", "data": data})
 
     async def status(self, request: Request) -> Response:
         return JSONResponse(self._peer.status())

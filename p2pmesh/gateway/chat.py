@@ -162,9 +162,10 @@ async def body_of(request: Request, bytes_max: int) -> bytes:
 
 def bad_request(failure: openai.BadRequest) -> Response:
     """Return the response to a body that is wrong."""
-    return JSONResponse(
-        openai.error(str(failure), failure.code, failure.status, failure.param), failure.status
-    )
+    # What is left of a body that was not read to its end would be taken for the next request.
+    headers = {"connection": "close"} if failure.status in (408, 413) else None
+    body = openai.error(str(failure), failure.code, failure.status, failure.param)
+    return JSONResponse(body, failure.status, headers)
 
 
 def mesh_failure(failure: MeshError) -> Response:

@@ -29,6 +29,9 @@ _log = logging.getLogger("p2pmesh.peer")
 BAD_FRAMES_MAX = 8
 """Bad frames of one link after which it is ended: one may be a bug, a series is an attack."""
 
+UNREACHABLE_MAX = 64
+"""Addresses remembered as unreachable."""
+
 Outcome: TypeAlias = e.Deliver | e.Fail
 Sink: TypeAlias = Callable[[Outcome], None]
 """Takes what is delivered to one who asks here. Must not wait."""
@@ -43,6 +46,8 @@ class Driver:
     def __init__(self, machine: Machine, host: Host, models: Models) -> None:
         self.machine = machine
         self.counters: Counter[str] = Counter()
+        self.unreachable: dict[str, str] = {}
+        """Addresses given by somebody at which nobody was found, and why."""
         self._host = host
         self._models = models
         self._sinks: dict[QueryId, Sink] = {}
@@ -109,13 +114,15 @@ class Driver:
         match event:
             case LinkUp():
                 _log.info("linked to %s at %s", event.peer, event.address)
+                self.unreachable.pop(f"{event.address}/p2p/{event.peer}", None)
+                self.unreachable.pop(event.address, None)
                 self._bad_frames.pop(event.peer, None)
                 return e.Connected(event.peer)
             case LinkDown():
                 _log.info("link to %s ended: %s", event.peer, event.detail)
                 return e.Disconnected(event.peer)
             case DialFailed():
-                _log.info("cannot reach %s at %s: %s", event.peer or "a peer", event.address, event.detail)
+                self._not_reached(event)
                 return None if event.peer is None else e.DialFailed(event.peer)
             case FrameReceived():
                 try:
@@ -125,6 +132,15 @@ class Driver:
                     return None
             case _:
                 assert_never(event)
+
+    def _not_reached(self, event: DialFailed) -> None:
+        """Tell the first failure at an address somebody gave; those we heard of by gossip come and go."""
+        given = event.peer is None
+        first = given and event.address not in self.unreachable
+        level = logging.WARNING if first else logging.INFO
+        _log.log(level, "cannot reach %s: %s%s", event.peer or "a peer", event.detail, "; trying on" * first)
+        if given and len(self.unreachable) < UNREACHABLE_MAX:
+            self.unreachable[event.address] = event.detail
 
     def _bad_frame(self, peer: PeerId, error: RemoteProtocolError) -> None:
         self.counters["bad_frames"] += 1

@@ -61,8 +61,13 @@ class Models:
         self._describe = describe
 
     def capability(self) -> Capability:
-        """Return what this peer can do at this moment: models that are down are left out."""
-        infos = [s.engine.info for s in self._served.values() if s.up and s.engine.info is not None]
+        """Return what this peer can do at this moment. A model that is being restarted has no slots; one
+        that is quarantined is left out."""
+        infos = [
+            s.engine.info if s.up else replace(s.engine.info, slots=0)
+            for s in self._served.values()
+            if s.engine.info is not None and s.engine.state != "quarantined"
+        ]
         skills = self._skills or (Skill(GENERAL, None, self._config.routing.general_quality),)
         return Capability(self.space, skills if infos else (), tuple(infos))
 

@@ -179,6 +179,7 @@ class Peer:
             "flights": len(machine.relay.flights),
             "engines": self._models.status(),
             "embedding_space": self._models.space,
+            "unreachable": self._driver.unreachable,
             "counters": counters,
         }
 
@@ -212,7 +213,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         models = await stack.enter_async_context(open_models(config, lambda event: feed(event)))
         machine = Machine(
             host.id,
-            config.name or socket.gethostname()[: config.limits.name_bytes_max],
+            config.name or f"{socket.gethostname()[:40]}-{host.id[-4:]}",
             state.next_epoch(directory),
             config,
             _Signer(identity),

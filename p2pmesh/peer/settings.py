@@ -40,6 +40,7 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
     if path is not None:
         merged = _read(Path(path))
         _check_keys(merged, config.Config, str(path), "")
+        _beside(merged, Path(path).parent)
     _lay_over(merged, overrides or {})
     return from_mapping(merged, str(path or "the settings"))
 
@@ -68,9 +69,11 @@ def examples(path: Path) -> tuple[str, ...]:
     Raises ConfigError when it cannot be read or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8")[:FILE_BYTES_MAX].splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read the examples in {path}: {exc}") from None
+        lines = path.expanduser().read_text(encoding="utf-8")[:FILE_BYTES_MAX].splitlines()
+    except OSError as exc:
+        raise ConfigError(f"cannot read the examples in {path}: {exc.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the examples in {path} are not text") from None
     found = tuple(s for s in (line.strip() for line in lines) if s and not s.startswith("#"))
     if not found:
         raise ConfigError(f"{path} holds no example prompt: write a few, one a line")
@@ -90,6 +93,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"{path} is not TOML: {exc}") from None
     return parsed
+
+
+def _beside(values: dict[str, Any], folder: Path) -> None:
+    """Let relative paths of models count from the folder of the file that names them."""
+    models = values.get("models")
+    for model in models if isinstance(models, list) else ():
+        path = model.get("model") if isinstance(model, dict) else None
+        if isinstance(path, str) and ("/" in path or path.endswith(".gguf")) and not path.startswith("~"):
+            model["model"] = str(folder / path)
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

@@ -162,6 +162,8 @@ def _why_not(query: Query, candidate: Candidate, model: ModelInfo, config: Routi
         return Reason.NO_ROUTE
     if query.model not in (AUTO, model.name):
         return Reason.MODEL_NOT_FOUND
+    if model.slots == 0:
+        return Reason.ENGINE_FAILED
     # An estimate must not turn away a prompt that would fit, so only what surely does not is filtered.
     least = query.prompt_tokens or int(query.prompt_bytes / config.bytes_per_token_max)
     if least >= model.context_tokens:
@@ -237,7 +239,7 @@ def choose(query: Query, me: PeerId, candidates: Sequence[Candidate], config: Ro
 
 
 def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candidate]) -> tuple[Reason, str]:
-    """The reason of those that came nearest to serving: too long, then the wrong model, then none."""
+    """The reason of those that came nearest to serving: too long, being restarted, of another name, none."""
     reasons = {row.why_not for row in table}
     if Reason.TOO_LONG in reasons:
         longest = max(
@@ -251,6 +253,8 @@ def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candid
         )
         length = str(query.prompt_tokens) if query.prompt_tokens else f"{query.prompt_bytes} bytes, too many"
         return Reason.TOO_LONG, f"the prompt is {length} tokens, the longest context within reach {longest}"
+    if Reason.ENGINE_FAILED in reasons:
+        return Reason.ENGINE_FAILED, "the model crashed and is being restarted: ask again in a moment"
     if Reason.MODEL_NOT_FOUND in reasons or (query.model != AUTO and not table):
         return Reason.MODEL_NOT_FOUND, f"no peer within reach serves the model {query.model!r}"
     if not table:

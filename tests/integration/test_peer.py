@@ -273,7 +273,7 @@ async def test_a_model_killed_in_mid_answer_comes_back(remote: bool):
             return row["state"] == "ready" and row["pid"] not in (None, pid)
 
         await until(back)
-        await until(lambda: any(m.capability.models for m in asker.members()))
+        await until(lambda: any(model.slots for m in asker.members() for model in m.capability.models))
         assert (await asker.ask("x y", options=Options(max_tokens=1))).text == "echo:"
         assert answerer.status()["engines"][0]["restarts"] == 1
 

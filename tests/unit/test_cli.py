@@ -148,7 +148,15 @@ def test_an_answer_that_breaks_off_ends_its_line_and_says_why(peer: Peer):
 
 
 def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer):
-    row = {"id": "x" * 20, "distance": 1, "rtt_ms": 0.5, "skills": [], "models": [], "load": None}
+    row = {
+        "id": "x" * 20,
+        "alive": True,
+        "distance": 1,
+        "rtt_ms": 0.5,
+        "skills": [],
+        "models": [],
+        "load": None,
+    }
     far = {**row, "name": "\x1b]0;evil\x07", "distance": -1, "rtt_ms": None}
     peer.body = json.dumps({"peers": [{**row, "name": "a-long-name"}, far]}).encode()
     head, first, second = run("peers", "--url", peer.url).stdout.splitlines()

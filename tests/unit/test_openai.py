@@ -152,7 +152,7 @@ def test_a_body_without_messages_says_so():
         (Reason.TOO_LONG, 400),
         (Reason.DEADLINE, 504),
         (Reason.PEER_LOST, 502),
-        (Reason.ENGINE_FAILED, 502),
+        (Reason.ENGINE_FAILED, 503),
         (Reason.CANCELLED, 499),
         (Reason.VISITED, 503),
         (Reason.ABSTAINED, 503),

@@ -110,6 +110,18 @@ def test_vectors_of_another_length_do_not_compare_whatever_space_they_claim() ->
     assert choose(ABOUT, ME, [candidate], CONFIG).chosen is not None
 
 
+def test_a_model_that_is_being_restarted_is_named_as_such_and_not_as_missing() -> None:
+    down = replace(MODEL, slots=0)
+    decision = choose(
+        replace(ABOUT, model=MODEL.name),
+        ME,
+        [Candidate(A, "a", Capability("s", (), (down,)), 0.0, 0.0, A)],
+        CONFIG,
+    )
+    assert decision.reason is Reason.ENGINE_FAILED
+    assert "restarted" in decision.detail
+
+
 def test_a_peer_that_declared_nothing_is_a_general_one() -> None:
     assert quality(ABOUT, Capability("s"), "small", {}, CONFIG) == (0.5, "general")
 

@@ -112,6 +112,15 @@ def test_a_file_that_cannot_be_read_is_named(write: Any, tmp_path: Path):
         load_config(write("#" * (settings.FILE_BYTES_MAX + 1)))
 
 
+def test_a_relative_model_counts_from_the_folder_of_its_file(tmp_path: Path):
+    file = tmp_path / "peer.toml"
+    file.write_text(
+        'models = [{model = "a.gguf"}, {model = "/b/c.gguf"}, {model = "~/d.gguf"}, {model = "name"}]'
+    )
+    models = [model.model for model in load_config(file).models]
+    assert models == [str(tmp_path / "a.gguf"), "/b/c.gguf", "~/d.gguf", "name"]
+
+
 def test_what_the_program_lays_over_is_checked_too():
     with pytest.raises(ConfigError, match=r"unknown key net\.jion; did you mean net\.join"):
         load_config(None, {"net": {"jion": []}})
@@ -127,7 +136,7 @@ def test_examples_are_lines_but_for_remarks(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no example prompt"):
         settings.examples(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match="cannot read the examples"):
+    with pytest.raises(ConfigError, match="are not text"):
         settings.examples(path)
     with pytest.raises(ConfigError, match="cannot read the examples"):
         settings.examples(tmp_path / "none")
