@@ -1,4 +1,7 @@
-"""What one relay hop costs: time and CPU for each token chunk, against the same relay on bare TCP.
+"""What one relay hop costs on the wire: time and CPU for each token chunk, beside the same relay on bare TCP.
+
+It measures `p2pmesh.net` under a relay that does the least there is to do; what the protocol does for a chunk
+(decode, handle, encode) comes on top of both.
 
     python -m benchmarks.hop [--json] [--frames N] [--rounds R]
 

@@ -190,6 +190,10 @@ class Relay:
     """Seconds without a sign of life after which the peer that serves a query counts as lost."""
     attempts_max: int = 8
     """Most tries of one query."""
+    crashes_max: int = 2
+    """Models that may crash over one query before it ends: one may be chance, two are the query's doing."""
+    budget_max_s: float = 3_600.0
+    """Most seconds that a query of another peer may hold a place here, whatever it asks for."""
     flights_max: int = 1_024
     """Most queries in flight through one peer: asked, passed on or served."""
     waiting_max: int = 64
@@ -233,7 +237,8 @@ class Net:
     """Most connections at once, at most half of them not yet links; one more is closed unheard. A guess: five
     times `membership.links_max`."""
     inbound_streams_max: int = 8
-    """Most streams one connection may open to us; more ends it. One is needed."""
+    """Most streams one connection may open to us in one burst; more ends it. Its right to the next ones comes
+    back at `inbound_streams_per_s`. One is needed: any further one is refused."""
     inbound_streams_per_s: float = 4.0
     """Most new streams a second from one connection; more ends it."""
     read_bytes: int = 65_536

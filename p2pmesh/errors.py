@@ -37,10 +37,6 @@ class NetworkError(MeshError):
     """The wire failed. Every libp2p and socket exception is mapped to this once, in `p2pmesh.net`."""
 
 
-class DialError(NetworkError):
-    """A peer could not be reached. No link was made; another address or another try may succeed."""
-
-
 class ListenError(NetworkError):
     """The address cannot be listened on (taken, or not ours). The host did not start."""
 
@@ -51,10 +47,6 @@ class EngineError(MeshError):
 
 class ModelLoadError(EngineError):
     """The model cannot be loaded: missing, damaged, of another digest, or too large. It was not started."""
-
-
-class ContextOverflow(EngineError):
-    """The prompt and the answer asked for do not fit the model's context. Nothing was generated."""
 
 
 class Reason(str, Enum):
@@ -78,8 +70,6 @@ class Reason(str, Enum):
     """The asker went away, or said stop."""
     VISITED = "already_visited"
     """This peer has seen this attempt of the query before: a loop, or a duplicate."""
-    ABSTAINED = "not_mine"
-    """The engine says that this is not what it is good at."""
     BAD_REQUEST = "invalid_request"
     """The query itself is wrong; no peer would answer it."""
 

@@ -7,6 +7,7 @@ Plain values and one protocol. This module knows no pipe, no clock and no model;
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -62,6 +63,11 @@ class Load:
     tokens_per_s: float = 50.0
     """Speed of each slot of an echo."""
 
+    @property
+    def served_name(self) -> str:
+        """The name it is served under: both sides of the pipe work it out, neither takes the other's word."""
+        return self.name or ("echo" if self.kind == "echo" else Path(self.path).stem)
+
 
 @dataclass(frozen=True)
 class Generate:
@@ -88,11 +94,6 @@ class Abort:
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Exit now. The end of the stream means the same."""
-
-
-@dataclass(frozen=True)
 class Ready:
     """Loaded and measured."""
 
@@ -107,7 +108,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The model cannot be loaded, and trying again will not help. The process exits."""
+    """The model cannot be loaded, as things are. The process exits."""
 
     detail: Detail
 
@@ -154,7 +155,7 @@ class Alive:
     """No news, still working: said each second in which nothing else was, so that silence means a hang."""
 
 
-Request = Load | Generate | Embed | Abort | Stop
+Request = Load | Generate | Embed | Abort
 Event = Ready | LoadFailed | Generated | Finished | Failed | Embedded | Alive
 
 

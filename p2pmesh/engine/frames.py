@@ -7,6 +7,7 @@ Pure: bytes in, values out. A frame is 4 bytes of length (big-endian) and that m
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -30,13 +31,14 @@ from p2pmesh.engine.base import (
     LoadFailed,
     Ready,
     Request,
-    Stop,
 )
 from p2pmesh.errors import EngineError
 
 FRAME_BYTES_MAX = 1 << 20
 """Longest frame. Room for the longest prompt with every byte escaped, and for 64 vectors of 1 024."""
 _HEAD = 4
+_DIGEST = re.compile("(?:[0-9a-f]{64})?")
+"""A SHA-256 in hex, or nothing, where there is no file."""
 
 T = TypeVar("T", bound=Request | Event)
 
@@ -56,7 +58,6 @@ _TAGS: dict[int, type] = {
     1: Generate,
     2: Embed,
     3: Abort,
-    4: Stop,
     16: Ready,
     17: LoadFailed,
     18: Generated,
@@ -161,5 +162,7 @@ def _check_ready(ready: Ready) -> None:
     speeds = (info.prefill_tps, info.decode_tps)
     if not all(math.isfinite(s) and s > 0 for s in speeds) or info.context_tokens < 1 or info.slots < 1:
         raise EngineError("a model needs a finite speed, a context and a slot")
+    if not _DIGEST.fullmatch(info.digest):
+        raise EngineError("a model's digest is 64 hex digits")
     if ready.dimensions > LIMITS.dimensions_max:
         raise EngineError(f"vectors of {ready.dimensions} dimensions, at most {LIMITS.dimensions_max}")

@@ -1,4 +1,4 @@
-"""The child process a model lives in: `python -m p2pmesh.engine.worker`.
+"""The child process a model lives in; `peer.engines` starts it.
 
 Requests come in on stdin, events go out on stdout, both as `engine.frames`. One thread owns the model and
 steps it; another reads. It knows nothing of the mesh and holds no key. It ends with its parent: the end of
@@ -34,7 +34,6 @@ from p2pmesh.engine.base import (
     Load,
     LoadFailed,
     Request,
-    Stop,
 )
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
 
@@ -48,7 +47,7 @@ Inbox = queue.Queue[Request]
 
 
 def main() -> NoReturn:
-    """Serve one model until told to stop. Exits with 1 when it could not be loaded."""
+    """Serve one model until stdin ends. Exits with 1 when it could not be loaded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts must not end up in a core file
     out = _private_stdout()
@@ -81,7 +80,7 @@ def open_engine(load: Load) -> Engine:
     if load.kind == "echo":
         from p2pmesh.engine.echo import Echo
 
-        return Echo(load, load.name or "echo")
+        return Echo(load, load.served_name)
     from p2pmesh.engine import digest, gguf_file
 
     path = Path(load.path)
@@ -92,14 +91,13 @@ def open_engine(load: Load) -> Engine:
         raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from None
     if load.digest and found != load.digest.lower():
         raise ModelLoadError(f"{path.name} has the digest {found}, not {load.digest.lower()}")
-    name = load.name or path.stem
     if load.kind == "embed":
         from p2pmesh.engine.vectors import open_vectors
 
-        return open_vectors(load, name, found)
+        return open_vectors(load, load.served_name, found)
     from p2pmesh.engine.schedule import open_schedule
 
-    return open_schedule(load, name, found)
+    return open_schedule(load, load.served_name, found)
 
 
 def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
@@ -150,8 +148,6 @@ def _read(inbox: Inbox, parent: int) -> NoReturn:
     try:
         while data := os.read(0, _READ_BYTES):
             for request in reader.feed(data):
-                if isinstance(request, Stop):
-                    os._exit(0)
                 _put(inbox, request, parent)
     except (EngineError, OSError) as error:
         os.write(2, f"{error}\n".encode())
@@ -183,7 +179,3 @@ def _write(out: int, events: list[Event]) -> None:
             data = data[os.write(out, data) :]
     except BrokenPipeError:
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,6 @@ STATUS = {
     Reason.ENGINE_FAILED: 503,
     Reason.CANCELLED: 499,
     Reason.VISITED: 503,
-    Reason.ABSTAINED: 503,
     Reason.BAD_REQUEST: 400,
 }
 """HTTP status of each reason."""

@@ -48,6 +48,8 @@ def parse(text: str) -> Address:
     if protocol in ("ip4", "ip6"):
         number = ipaddress.IPv4Address(host) if protocol == "ip4" else ipaddress.IPv6Address(host)
         host = str(number)
+    else:
+        _check_name(host)
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65_536):
         raise ValueError(f"{text[:80]!r} has no port below 65536")
     peer = None
@@ -57,6 +59,16 @@ def parse(text: str) -> Address:
         public_key_of(parts[6])
         peer = PeerId(parts[6])
     return Address(protocol, host, int(port), peer)
+
+
+def _check_name(host: str) -> None:
+    """Raise ValueError for a name that no name service can be asked for."""
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ValueError(f"{host[:80]!r} is not a DNS name") from error
+    if not host.isprintable():
+        raise ValueError(f"{host[:80]!r} is not a DNS name")
 
 
 def of_socket(name: tuple[object, ...]) -> Address:

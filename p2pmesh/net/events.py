@@ -34,7 +34,7 @@ class FrameReceived:
 
 @dataclass(frozen=True)
 class DialFailed:
-    """None of a dial's addresses led to a link. `address` is the last one tried."""
+    """A dial led to no link to `peer`, or to anybody where it named none. `address`: the last it gave."""
 
     peer: PeerId | None
     address: str

@@ -96,7 +96,8 @@ class Host:
         self._inbox: Inbox[NetEvent] = Inbox(config.inbox_frames_max, INBOX_FRAMES_WORTH * frame_bytes_max)
         self._links: dict[PeerId, Link] = {}
         self._changed = trio.lowlevel.ParkingLot()
-        self._dialling: set[object] = set()
+        self._dialling: dict[object, dict[PeerId | None, str]] = {}
+        """Dials waiting or under way, and by whom each names, the last address of those who wait for it."""
         self._dial_turns = trio.Semaphore(DIALS_MAX)
         self._greeting = 0
         self._scopes: set[trio.CancelScope] = set()
@@ -132,17 +133,22 @@ class Host:
         """Start to link to `peer`, or to whoever is there, at the first of `addresses` that works. LinkUp or
         DialFailed follows.
 
-        Does nothing where that peer is linked or being dialled.
+        Does nothing where that peer is linked. Where it is being dialled, what follows that dial follows this
+        one too: a DialFailed for `peer` and, where another dial named no peer, one for None.
         """
+        addresses = addresses[:DIAL_ADDRESSES_MAX]
         key: object = peer or _peer_in(addresses) or tuple(addresses)
-        if self._stop.is_set() or key in self._dialling or self._is_linked(key):
+        if self._stop.is_set() or self._is_linked(key):
+            return
+        if key in self._dialling:
+            self._dialling[key].setdefault(peer, addresses[-1] if addresses else "")
             return
         if len(self._dialling) >= DIALS_WAITING_MAX or not addresses:
             why = "too many dials at once" if addresses else "no address is known"
             self._start(self._inbox.put, DialFailed(peer, addresses[0] if addresses else "", why))
             return
-        self._dialling.add(key)
-        self._start(self._dial, key, peer, tuple(addresses[:DIAL_ADDRESSES_MAX]))
+        self._dialling[key] = {peer: addresses[-1]}
+        self._start(self._dial, key, peer, tuple(addresses))
 
     def hangup(self, peer: PeerId) -> None:
         """End the link to `peer` after what is queued for it, within half a second; LinkDown follows."""
@@ -256,17 +262,23 @@ class Host:
 
     async def _dial(self, key: object, peer: PeerId | None, addresses: tuple[str, ...]) -> None:
         failures: list[str] = []
+        reached = False
         try:
             async with self._dial_turns:
                 for text in addresses:
                     failure = await self._dial_one(peer, text)
                     if not failure:
-                        return
+                        reached = True
+                        break
                     failures.append(f"{text}: {failure}")
         finally:
-            self._dialling.discard(key)
-        if not self._is_linked(key):  # by now the peer may have dialled us
-            await self._inbox.put(DialFailed(peer, addresses[-1], "; ".join(failures)))
+            waiting = self._dialling.pop(key)
+        if self._is_linked(key):  # by now the peer may have dialled us
+            return
+        why = "; ".join(failures) or "another peer is there"
+        for named, address in waiting.items():
+            if not reached or named != peer:
+                await self._inbox.put(DialFailed(named, address, why))
 
     async def _dial_one(self, peer: PeerId | None, text: str) -> str:
         """Try one address; return why it led to no link, or nothing where it did."""
@@ -293,7 +305,7 @@ class Host:
             return f"no answer within {self._config.dial_timeout_s:g} s"
         except Duplicate as error:
             return await self._other_link(found, str(error))
-        except (NetworkError, RemoteProtocolError, OSError) as error:
+        except (NetworkError, RemoteProtocolError, OSError, UnicodeError) as error:  # the last: of a name
             return str(error) or type(error).__name__
         finally:
             if tcp is not None and not settled:

@@ -40,8 +40,12 @@ PROTOCOL = "/p2pmesh/1.0.0"
 WRITE_BYTES = 65_000
 """Most bytes of one write: with yamux's header it still fits one Noise message of 65519."""
 UNREAD_BYTES_MAX = 1_048_576
-"""Most bytes taken from a socket while the stream's reader waits. A peer that keeps to its window of 256 KiB
-stays far below; libp2p only logs a peer that does not."""
+"""Most bytes held unread, all streams of a connection together and the frame that is arriving. A peer that
+keeps to its window of 256 KiB stays far below; libp2p only logs a peer that does not."""
+HANDSHAKE_BYTES_MAX = 1_048_576
+"""Most bytes taken from a socket before there are streams."""
+NEGOTIATION_BYTES_MAX = 4_096
+"""Most bytes of the talk about one stream's protocol: libp2p would hold a name of any length."""
 _CREDIT_BYTES = DEFAULT_WINDOW_SIZE // 4
 
 # libp2p reports every failed handshake on stderr unless somebody listens; we tell once, in our own words.
@@ -94,6 +98,7 @@ class Security:
             raise NetworkError("that is this peer itself")
         public_key_of(peer)  # Ed25519 or nothing: our records are verified with the id alone
         muxed = await self._upgrader.upgrade_connection(secured, secured.get_remote_peer())
+        socket.bytes_left = None
         budget = _Budget(self._config.inbound_streams_max, self._config.inbound_streams_per_s)
         return Connection(peer, socket, muxed, budget, self._note)
 
@@ -112,6 +117,7 @@ class Connection:
         self._muxed = muxed
         self._stream: Any = None
         self._arrived = trio.Event()
+        self._negotiating = trio.Lock()
         self._refused = 0
         self._budget = budget
         self._note = note
@@ -119,6 +125,9 @@ class Connection:
         self._why_ended = ""
         self._over = False
         self._waiting: trio.CancelScope | None = None
+        # Every body of a frame passes here, before it is read and held.
+        self._read_body = muxed._read_data_body
+        muxed._read_data_body = self._read_bounded
 
     async def run(self) -> None:
         """Move bytes until the connection ends; then return. Raises only what trio raises to cancel."""
@@ -158,10 +167,9 @@ class Connection:
     async def read(self) -> bytes:
         """Return the next bytes, at least one. Raises NetworkError at the end, which libp2p cannot tell from
         a reset. Safe to cancel."""
-        self._socket.unread = 0
         try:
             with self._while_it_lasts():
-                data = await _Plain(self._stream).read(DEFAULT_WINDOW_SIZE)
+                data: bytes = await self._muxed.read_stream(self._stream.stream_id, DEFAULT_WINDOW_SIZE)
         except Exception as error:
             raise NetworkError(self._why_ended or "the connection broke without a goodbye") from error
         # Credit by the quarter of the window, as yamux's specification wants it.
@@ -209,6 +217,17 @@ class Connection:
         except Exception as error:
             raise _network_error("write failed", error) from error
 
+    async def _read_bounded(self, length: int) -> bytes:
+        """Read the body of a frame of yamux, or end the connection where too much would be held."""
+        held = sum(map(len, self._muxed.stream_buffers.values()))
+        if held + length > UNREAD_BYTES_MAX:
+            self._note("unread floods", f"{self.peer} sent more than its windows; its connection was ended")
+            self.abort("it sent more than its windows")
+            self._muxed.event_shutting_down.set()  # or yamux would go on, within the body
+            raise ConnectionClosedError(self._why_ended, transport="tcp")
+        data: bytes = await self._read_body(length)
+        return data
+
     async def _until_failed(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
         # libp2p raises what it likes when a connection ends, and nothing that tells more than that it did.
         with suppress(Exception):
@@ -225,21 +244,26 @@ class Connection:
             nursery.start_soon(self._negotiate, stream)
 
     async def _negotiate(self, stream: Any) -> None:
-        """Agree on a protocol: ours, once. A stream for anything else is refused and the connection lives."""
-        try:
-            await Multiselect({PROTOCOL: None}).negotiate(MultiselectCommunicator(_Plain(stream)))
-            if self._stream is None:
-                self._stream = stream
-                self._arrived.set()
-                return
-        except Exception as error:  # noqa: BLE001 - as above
-            self._why_ended = self._why_ended or f"it spoke no protocol of ours ({_why(error)})"
-        self._refused += 1
-        self._note("refused streams", f"{self.peer} opened one that is none of ours")
-        try:
-            await stream.reset()
-        except Exception as error:  # noqa: BLE001 - as above
-            self.abort(_why(error))
+        """Agree on a protocol: ours, once, and with one stream at a time. A stream for anything else, or one
+        more, is refused and the connection lives."""
+        async with self._negotiating:
+            try:
+                if self._stream is None:
+                    await Multiselect({PROTOCOL: None}).negotiate(MultiselectCommunicator(_Plain(stream)))
+                if self._stream is None:
+                    self._stream = stream
+                    self._arrived.set()
+                    return
+            except Exception as error:  # noqa: BLE001 - as above
+                self._why_ended = self._why_ended or f"it spoke no protocol of ours ({_why(error)})"
+            self._refused += 1
+            self._note("refused streams", f"{self.peer} opened one that is none of ours, or one more")
+            try:
+                # yamux would keep what is unread of it for a minute
+                self._muxed.stream_buffers.get(stream.stream_id, bytearray()).clear()
+                await stream.reset()
+            except Exception as error:  # noqa: BLE001 - as above
+                self.abort(_why(error))
 
 
 class _Socket:
@@ -248,7 +272,7 @@ class _Socket:
 
     def __init__(self, tcp: trio.SocketStream, read_bytes: int, *, initiator: bool) -> None:
         self.is_initiator = initiator
-        self.unread = 0
+        self.bytes_left: int | None = HANDSHAKE_BYTES_MAX
         self._tcp = tcp
         self._read_bytes = read_bytes
         self._buffer = b""
@@ -267,12 +291,13 @@ class _Socket:
             data = await self._tcp.receive_some(self._read_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionClosedError(str(error), transport="tcp") from error
-        self.unread += len(data)
         if not data:
             raise ConnectionClosedError("end of stream", transport="tcp")
-        if self.unread > UNREAD_BYTES_MAX:
-            self.abort()
-            raise ConnectionClosedError("it sent more than its window", transport="tcp")
+        if self.bytes_left is not None:
+            self.bytes_left -= len(data)
+            if self.bytes_left < 0:
+                self.abort()
+                raise ConnectionClosedError("its handshake is too long", transport="tcp")
         self._buffer, self._at = bytes(data), 0
 
     async def write(self, data: bytes) -> None:
@@ -296,15 +321,20 @@ class _Socket:
 
 
 class _Plain:
-    """A yamux stream read without libp2p's window tuning, which gives credit after each read, an encrypted
-    frame every time, and doubles the window with each of a negotiation's quick reads, up to 16 MiB."""
+    """A yamux stream while its protocol is talked about: read without libp2p's window tuning, which gives
+    credit after each read, an encrypted frame every time, and doubles the window with each of the quick
+    reads, up to 16 MiB. Gives at most NEGOTIATION_BYTES_MAX."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._left = NEGOTIATION_BYTES_MAX
         self.write = stream.write
 
     async def read(self, n: int) -> bytes:
+        if n > self._left:
+            raise NetworkError("too long a talk about a protocol")
         data: bytes = await self._stream.muxed_conn.read_stream(self._stream.stream_id, n)
+        self._left -= len(data)
         return data
 
 

@@ -30,7 +30,7 @@ BAD_FRAMES_MAX = 8
 """Bad frames of one link after which it is ended: one may be a bug, a series is an attack."""
 
 UNREACHABLE_MAX = 64
-"""Addresses remembered as unreachable."""
+"""Addresses remembered as unreachable, and as met."""
 
 Outcome: TypeAlias = e.Deliver | e.Fail
 Sink: TypeAlias = Callable[[Outcome], None]
@@ -48,6 +48,8 @@ class Driver:
         self.counters: Counter[str] = Counter()
         self.unreachable: dict[str, str] = {}
         """Addresses given by somebody at which nobody was found, and why."""
+        self.met: dict[str, PeerId] = {}
+        """Who was found at the addresses we dialled."""
         self._host = host
         self._models = models
         self._sinks: dict[QueryId, Sink] = {}
@@ -114,8 +116,10 @@ class Driver:
         match event:
             case LinkUp():
                 _log.info("linked to %s at %s", event.peer, event.address)
-                self.unreachable.pop(f"{event.address}/p2p/{event.peer}", None)
-                self.unreachable.pop(event.address, None)
+                for address in (event.address, f"{event.address}/p2p/{event.peer}"):
+                    self.unreachable.pop(address, None)
+                if not event.inbound and len(self.met) < UNREACHABLE_MAX:
+                    self.met[event.address] = event.peer
                 self._bad_frames.pop(event.peer, None)
                 return e.Connected(event.peer)
             case LinkDown():

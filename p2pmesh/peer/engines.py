@@ -33,6 +33,12 @@ GRACE_S = 1.0
 _READ_BYTES = 65_536
 
 State = Literal["loading", "ready", "restarting", "quarantined", "closed"]
+_End = Literal["crashed", "unloadable", "never lived"]
+"""How a child ended. One that was asked to end, or misbehaved, has crashed too."""
+
+# No code runs that lies in the directory we happen to be in, which is what the empty entry means. (-P and
+# PYTHONSAFEPATH do the same, but only from Python 3.11.)
+_WORKER = "import sys; sys.path[:] = filter(None, sys.path); from p2pmesh.engine.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class EngineDown:
 
     detail: str
     quarantined: bool
-    """Whether it stays down: its model cannot be loaded, or crashes while it is."""
+    """Whether it stays down: its model could never be loaded, or crashes while it is."""
 
 
 OnEvent = Callable[["EngineHandle", base.Event | EngineUp | EngineDown], None]
@@ -156,6 +162,9 @@ class EngineHandle:
     def _on_ready(self, ready: base.Ready) -> None:
         if self.state == "ready":
             raise EngineError("it was ready twice")
+        expected = self._spec.served_name
+        if ready.info.name != expected:
+            raise EngineError(f"it calls itself {ready.info.name[:64]!r}, not {expected!r}")
         self.info, self.space, self.dimensions = ready.info, ready.space, ready.dimensions
         self.memory_bytes = ready.memory_bytes
         self._become("ready", "")
@@ -188,10 +197,16 @@ class EngineHandle:
         """Start the child, again and again. Returns once it is quarantined."""
         crashes, pause_s = 0, self._config.restart_min_s
         while True:
-            detail, unloadable = await self._live()
-            crashes = 0 if self.state == "ready" else crashes + 1
+            detail, end = await self._live()
+            if self.state == "ready":
+                crashes = 0
+            elif end == "crashed":
+                crashes += 1
             if self._served:
                 pause_s = self._config.restart_min_s
+            # A model that was ready once can be loaded. When it cannot be now (no memory, a file that is
+            # being replaced), or no process can be started, it is the machine's state, and that passes.
+            unloadable = end == "unloadable" and self.info is None
             quarantined = unloadable or crashes >= self._config.crashes_max
             if quarantined and not unloadable:
                 detail = f"quarantined after {crashes} crashes while loading: {detail}"
@@ -204,13 +219,14 @@ class EngineHandle:
             pause_s = min(2 * pause_s, self._config.restart_max_s)
             self.restarts += 1
 
-    async def _live(self) -> tuple[str, bool]:
-        """Run one child until it dies. Returns why, and whether its model cannot be loaded at all."""
+    async def _live(self) -> tuple[str, _End]:
+        """Run one child until it dies. Returns why, in words and in kind."""
+        self._served = False
         try:
             process = await _spawn()
         except OSError as error:
-            return f"no process can be started: {error}", False
-        self.pid, self._served = process.pid, False
+            return f"no process can be started: {error}", "never lived"
+        self.pid = process.pid
         words = bytearray()
         why, unloadable = "", False
         try:
@@ -225,7 +241,7 @@ class EngineHandle:
                 # One that was cancelled mid-conversation is healthy, and stops when its stdin ends.
                 await _end(process, GRACE_S if not why else 0.0)
             self.pid = None
-        return (why if unloadable else _epitaph(process, why, words)), unloadable
+        return (why, "unloadable") if unloadable else (_epitaph(process, why, words), "crashed")
 
     async def _converse(self, process: trio.Process, words: bytearray) -> None:
         """Pass frames both ways until the child's stream ends. Raises `EngineError` when it misbehaves."""
@@ -276,7 +292,7 @@ class EngineHandle:
 
 
 class _Unloadable(EngineError):
-    """The child says that its model cannot be loaded: another try would say the same."""
+    """The child says that its model cannot be loaded."""
 
 
 @asynccontextmanager
@@ -308,15 +324,14 @@ async def open_engine(
 
 
 async def _spawn() -> trio.Process:
-    # The child gets no secret that we may have been given by the environment, and runs no code that lies
-    # in the directory we happen to be in.
+    # The child gets no secret that we may have been given by the environment.
     keep = {k: v for k, v in os.environ.items() if not k.startswith("P2PMESH_") or k == "P2PMESH_ENGINE_LOG"}
     return await trio.lowlevel.open_process(
-        [sys.executable, "-m", "p2pmesh.engine.worker"],
+        [sys.executable, "-c", _WORKER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**keep, "PYTHONSAFEPATH": "1"},
+        env=keep,
     )
 
 

@@ -257,11 +257,16 @@ async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> No
     pause = _JOIN_RETRY_S
     while addresses and not peer._left:
         links = host.links()
-        missing = [a for a in addresses if a.rpartition("/p2p/")[2] not in links]
+        missing = [a for a in addresses if (_id_in(a) or peer._driver.met.get(a)) not in links]
         for address in missing if links else addresses:
             peer.join(address)
         pause = min(_JOIN_RETRY_MAX_S, 2 * pause) if links else _JOIN_RETRY_S
         await trio.sleep(pause)
+
+
+def _id_in(address: str) -> str:
+    """Return the peer id that a multiaddress ends in, or "" where it has none."""
+    return address.partition("/p2p/")[2]
 
 
 async def _meet(driver: Driver, heard: trio.MemoryReceiveChannel[tuple[PeerId, tuple[str, ...]]]) -> None:

@@ -38,6 +38,7 @@ T = TypeVar("T")
 _CONTROL_BYTES_MAX = 131_072
 """Longest frame that carries neither a query nor records: a digest of 1024 lines has 90 kB."""
 _PEER_ID_BYTES_MAX = 64
+_HEX = frozenset("0123456789abcdef")
 _SECONDS_MAX = 1e7
 _COUNT_MAX = 2**31 - 1
 _DETAIL_BYTES_MAX = 1_024
@@ -90,6 +91,15 @@ def _text(bytes_max: int) -> Field:
     def unpack(raw: Any) -> str:
         if type(raw) is not str or len(raw) > bytes_max or len(raw.encode()) > bytes_max:
             _bad(f"expected a text of at most {bytes_max} bytes")
+        return raw
+
+    return Field(_same, unpack)
+
+
+def _query_id() -> Field:
+    def unpack(raw: Any) -> str:
+        if type(raw) is not str or len(raw) != 32 or not _HEX.issuperset(raw):
+            _bad("expected 32 hex digits")
         return raw
 
     return Field(_same, unpack)
@@ -319,7 +329,7 @@ def _query_schema(limits: Limits) -> dict[str, Field]:
     )
     query = _struct(
         Query,
-        _text(32),
+        _query_id(),
         peer,
         _many(_struct(Message, name, _text(limits.prompt_bytes_max)), limits.messages_max),
         options,
@@ -334,7 +344,15 @@ def _query_schema(limits: Limits) -> dict[str, Field]:
         _many(hop, limits.hops_max),
         _many(peer, limits.excluded_max),
     )
-    return {"query": query, "path": _many(hop, limits.hops_max + 1)}
+
+    def unpack(raw: Any) -> Query:
+        unpacked = cast(Query, query.unpack(raw))
+        if unpacked.prompt_bytes > limits.prompt_bytes_max:
+            _bad(f"the messages have {unpacked.prompt_bytes} bytes, at most {limits.prompt_bytes_max} fit")
+        return unpacked
+
+    query_within = Field(query.pack, unpack)
+    return {"query": query_within, "path": _many(hop, limits.hops_max + 1)}
 
 
 def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], Field]:
@@ -344,7 +362,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], Field]:
     count = _integer(0, _COUNT_MAX)
     detail = _text(_DETAIL_BYTES_MAX)
     reason = _one_of(Reason)
-    ident = (_text(32), _integer(0, 255))
+    ident = (_query_id(), _integer(0, 255))
     update = _struct(m.Update, peer, _one_of(m.Status), _version())
     updates = _many(update, 64)
     lines = _many(_struct(m.Line, peer, _version(), _integer(0, m.DISTANCE_MAX)), limits.digest_max)

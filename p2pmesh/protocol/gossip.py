@@ -95,7 +95,10 @@ class Gossip:
         record = self.me.record
         if capability == record.capability and addresses == record.addresses:
             return
-        self._publish(replace(record, capability=capability, addresses=addresses), record.version, now)
+        described = replace(record, capability=capability, addresses=addresses)
+        # A later version takes more bytes: one that has no room for it must not be published now.
+        self._codec.encode_record(replace(described, version=Version(VERSION_MAX, VERSION_MAX)))
+        self._publish(described, record.version, now)
 
     def refute(self, peer: PeerId, version: Version, now: float) -> None:
         """`peer` believes us gone in `version`: publish a newer one, which beats it. A version we do not
@@ -222,7 +225,7 @@ class Gossip:
                 continue
             if not self._signer.verify(record.id, signed.body, signed.signature):
                 self.rejected += 1
-                self._out.append(Notify(peer, f"passed on a record that {record.id} never signed"))
+                self._out.append(Notify(peer, "passed on a record that its owner never signed"))
                 continue
             if record.id == self.me.record.id:
                 self._outlive(peer, record.version, now)

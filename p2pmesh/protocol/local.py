@@ -114,7 +114,8 @@ class Local:
     def _start(self, now: float) -> None:
         for query_id in list(self._waiting):
             job = self._jobs[query_id]
-            if job.model.name in self._models and self._running(job.model.name) < job.model.slots:
+            model = self._models.get(job.model.name)  # as it is now: it has no slots while it is restarted
+            if model is not None and self._running(model.name) < model.slots:
                 self._waiting.remove(query_id)
                 job.started_at = now
                 self._out.append(Generate(job.query, job.model.name))

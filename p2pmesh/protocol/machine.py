@@ -161,6 +161,7 @@ class Machine:
         links = self.membership.links
         if peer not in links and len(links) >= 2 * self._config.membership.links_max:
             self._out.append(e.Hangup(peer))  # half for those we dial, half for those who dial us
+            self.membership.dial_failed(peer, now)
             return
         self.membership.connected(peer, now)
         if not self.membership.has_left:

@@ -180,7 +180,11 @@ class Membership:
 
     def discovered(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
         """Somebody says that `peer` is to be had there: dial it. It is no member until its record came."""
-        if peer != self.me and peer not in self.links and len(self.links) < self._config.links_max:
+        member = self.members.get(peer)
+        if member is not None:
+            if peer not in self.links and not member.dialing:
+                member.dial_at = now
+        elif self._left is None and peer not in (self.me, *self.links) and self._has_room():
             self._out.append(Dial(peer, addresses))
 
     def heard(self, peer: PeerId, version: Version, addresses: tuple[str, ...], now: float) -> bool:
@@ -411,23 +415,22 @@ class Membership:
             and self._left is None
             and bool(member.addresses)
             and member.status is not Status.LEFT
-            and len(self.links) < self._config.links_max
+            and self._has_room()
         )
+
+    def _has_room(self) -> bool:
+        return len(self.links) < self._config.links_max
 
     def _dial_one(self, now: float) -> None:
         """While there is room for links, try one more of the living: a dial put off because there was none
         is made up for, and a peer that lost its links finds new ones."""
-        if not self._dial_discovered or len(self.links) >= self._config.links_max:
-            return
-        idle = [
-            m
-            for m in self.members.values()
-            if m.status is Status.ALIVE and m.id not in self.links and not m.dialing and m.dial_at == _FOREVER
-        ]
-        if idle:
-            member = self._rng.choice(idle)
-            if self._may_dial(member):
-                member.dial_at = now
+        if self._dial_discovered and self._has_room():
+            strange = [
+                m for m in self.members.values() if m.status is Status.ALIVE and m.id not in self.links
+            ]
+            idle = [m for m in strange if not m.dialing and m.dial_at == _FOREVER and self._may_dial(m)]
+            if idle:
+                self._rng.choice(idle).dial_at = now
 
     def _forget_one(self, newcomer: PeerId) -> bool:
         """Make room by forgetting the oldest of the departed; for a link of ours, if need be, the farthest

@@ -26,7 +26,7 @@ from p2pmesh.protocol.events import (
     Placed,
     Send,
 )
-from p2pmesh.protocol.flight import Flight, Phase
+from p2pmesh.protocol.flight import Flight, Phase, verdict
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse, Tokens
 from p2pmesh.protocol.routing import Decision, Kind, Scored
@@ -133,7 +133,8 @@ class Relay:
             return
         # A path has a bound, and so has what is left of it, whatever the sender says.
         query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
-        flight = Flight(query, peer, now + query.budget_s, Phase.EMBEDDING)
+        budget_s = min(query.budget_s, self._config.budget_max_s)
+        flight = Flight(query, peer, now + budget_s, Phase.EMBEDDING)
         flight.alive_at = now + self._config.keepalive_s
         self.flights[query.id] = flight
         self._begin(flight, now)
@@ -156,7 +157,7 @@ class Relay:
             return
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
-        if message.placed and not flight.placed:
+        if message.placed and (not flight.placed or message.path != flight.path):
             self._place(flight, message.path, message.eta_s, now)
 
     def on_refuse(self, peer: PeerId, message: Refuse, now: float) -> None:
@@ -171,6 +172,8 @@ class Relay:
             self._end_badly(flight, message.reason, message.detail, now)
         elif message.reason is Reason.PEER_LOST:
             self._lost(flight, message.dead or (peer,), now)
+        elif message.reason is Reason.ENGINE_FAILED:
+            self._crashed(flight, peer, now)
         else:
             flight.tried = (*flight.tried, peer)
             self._route(flight, now)
@@ -180,7 +183,10 @@ class Relay:
         flight = self._flight_to(peer, chunk.query_id, chunk.attempt)
         if flight is None or chunk.index < flight.index:
             return
-        if chunk.index > flight.index:
+        flight.tokens += len(chunk.tokens)
+        # A peer that goes on for ever, or sends text that no token spells, would fill the asker's memory.
+        endless = not chunk.tokens or flight.tokens > flight.query.options.max_tokens
+        if chunk.index > flight.index or endless:
             self._lost_piece(flight, peer, now)
             return
         flight.phase = Phase.RELAYING
@@ -248,8 +254,22 @@ class Relay:
             self._end_badly(flight, event.reason, detail, now)
             return
         flight.placed = False
-        flight.tried = (*flight.tried, self.me)
         flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
+        if event.reason is Reason.ENGINE_FAILED:
+            self._crashed(flight, self.me, now)
+        else:
+            flight.tried = (*flight.tried, self.me)
+            self._route(flight, now)
+
+    def _crashed(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """A model crashed over it. The origin alone tries another, and not for ever: it may be the query that
+        kills them, and would travel through the mesh from model to model."""
+        assert flight.refusal is not None
+        flight.crashes += 1
+        if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
+            self._end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail, now)
+            return
+        flight.tried = (*flight.tried, peer)
         self._route(flight, now)
 
     # -- time -----------------------------------------------------------------------------------------
@@ -315,13 +335,8 @@ class Relay:
         eta = self._local.submit(flight.query, chosen.model, chosen.work_s, now)
         if eta is None:
             flight.tried = (*flight.tried, self.me)
-            flight.refusal = Refuse(
-                flight.query.id,
-                flight.query.attempt,
-                Reason.OVERLOADED,
-                f"{self.name} has a full queue",
-                max(1.0, self._local.remaining_s(now)),
-            )
+            wait = max(1.0, self._local.remaining_s(now))
+            flight.refusal = Refuse(*flight.ident, Reason.OVERLOADED, f"{self.name} has a full queue", wait)
             self._route(flight, now)
             return
         self._place(flight, (*flight.query.path, hop), eta, now)
@@ -332,8 +347,7 @@ class Relay:
             self._out.append(Deliver(flight.query.id, Placed(path, eta_s)))
         else:
             flight.alive_at = now + self._config.keepalive_s
-            placed = Accept(flight.query.id, flight.query.attempt, True, eta_s, path)
-            self._out.append(Send(flight.upstream, placed))
+            self._out.append(Send(flight.upstream, Accept(*flight.ident, True, eta_s, path)))
 
     def _pass_up(self, flight: Flight, chunk: Chunk, now: float) -> None:
         flight.index = chunk.index + 1
@@ -347,28 +361,15 @@ class Relay:
         if flight.upstream is None:
             self._out.append(Deliver(flight.query.id, ended))
         else:
-            self._out.append(
-                Send(flight.upstream, End(flight.query.id, flight.query.attempt, flight.index, ended))
-            )
+            self._out.append(Send(flight.upstream, End(*flight.ident, flight.index, ended)))
         self._forget(flight)
 
     def _nobody_left(self, flight: Flight, decision: Decision, now: float) -> None:
-        """Say the most telling thing that was heard: a refusal of somebody who was asked, else our own."""
-        heard = flight.refusal
-        reason: Reason = decision.reason or Reason.NO_ROUTE
-        detail, wait = decision.detail, 0.0
-        if heard is not None and heard.reason not in (Reason.VISITED, Reason.NO_ROUTE):
-            reason, detail, wait = heard.reason, heard.detail, heard.retry_after_s
-        if reason is Reason.TOO_LONG and decision.reason is Reason.TOO_LONG:
-            detail = decision.detail  # it knows the longest context of all
-        self._end_badly(flight, reason, detail, now, wait)
+        reason, detail, retry_after_s = verdict(flight.refusal, decision)
+        self._end_badly(flight, reason, detail, now, retry_after_s)
 
     def _lost(
-        self,
-        flight: Flight,
-        dead: tuple[PeerId, ...],
-        now: float,
-        how: str = "the peer that was answering went away",
+        self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"
     ) -> None:
         """Downstream is gone. Only the origin may start again, under a new attempt number."""
         flight.downstream = None
@@ -387,7 +388,7 @@ class Relay:
             self._end_badly(flight, Reason.PEER_LOST, "too many peers went away", now)
             return
         flight.query = replace(flight.query, attempt=flight.query.attempt + 1, excluded=excluded)
-        flight.tried, flight.placed, flight.refusal = (), False, None
+        flight.tried, flight.placed, flight.refusal, flight.tokens = (), False, None, 0
         self._route(flight, now)
 
     def _end_badly(
@@ -397,8 +398,7 @@ class Relay:
             path = flight.path or flight.query.path
             self._out.append(Fail(flight.query.id, reason, detail, path, retry_after_s))
         elif flight.index > 0:
-            ident = (flight.query.id, flight.query.attempt)
-            self._out.append(Send(flight.upstream, Error(*ident, reason, detail)))
+            self._out.append(Send(flight.upstream, Error(*flight.ident, reason, detail)))
         else:
             self._refuse(flight.upstream, flight.query, reason, detail, retry_after_s)
         self._forget(flight)
@@ -425,12 +425,12 @@ class Relay:
 
     def _send_cancel(self, flight: Flight) -> None:
         if flight.downstream is not None:
-            self._out.append(Send(flight.downstream, Cancel(flight.query.id, flight.query.attempt)))
+            self._out.append(Send(flight.downstream, Cancel(*flight.ident)))
             flight.downstream = None
 
     def _forget(self, flight: Flight) -> None:
         self.flights.pop(flight.query.id, None)
-        self._seen[(flight.query.id, flight.query.attempt)] = None
+        self._seen[flight.ident] = None
         if len(self._seen) > self._config.seen_max:
             self._seen.popitem(last=False)
 

@@ -1,9 +1,12 @@
 """What must always hold, checked while the world runs. It sees all and helps nobody.
 
-1. Every query asked at a living peer ends, once, within its budget.
-2. No gap and no duplicate in any stream; nothing after its end.
-3. No peer generates one attempt of a query twice.
-4. Every table stays under its bound, and deadlines lie ahead.
+1. Every query asked at a living peer ends, once, within its budget. That nothing reaches the asker after it
+   is checked on every delivery and failure; that there was an end at all, at `close` alone.
+2. No gap and no duplicate in any stream; nothing after its end: on every delivery and failure.
+3. No peer generates one attempt of a query twice: on every start of a model.
+4. Every table stays under its bound: its length after every event; what would have to be searched (the ways
+   to each member, and whether links and members that are gone were forgotten) after one of `SEARCH_EVERY`.
+5. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
 """
 
 from __future__ import annotations
@@ -19,6 +22,14 @@ from p2pmesh.record import PeerId
 
 _GRACE_S = 0.001
 """Seconds by which an end may be late: rounding of virtual time."""
+
+
+SEARCH_EVERY = 50
+"""Events of one peer between two searches of its tables, the first of them included."""
+TICKS_MAX = 100
+"""Most ticks of one peer within `TICKS_S`."""
+TICKS_S = 0.001
+"""A machine's deadline is always later than now, but by next to nothing when what is due never gets done."""
 
 
 class Violation(AssertionError):
@@ -66,6 +77,9 @@ class Judge:
         self._config = config
         self._generated: set[tuple[PeerId, QueryId, int]] = set()
         self._dead: set[PeerId] = set()
+        self._checks: dict[PeerId, int] = {}
+        self._ticks: dict[PeerId, tuple[float, int]] = {}
+        """When the ticks that are being counted began, and how many there were."""
 
     def asked(self, query: Query, now: float) -> Asking:
         """A query enters."""
@@ -114,20 +128,40 @@ class Judge:
         asking = self._open(effect.query_id, now)
         asking.failed, asking.detail, asking.over_at = effect.reason, effect.detail, now
 
-    def check(self, ident: PeerId, machine: Machine, now: float) -> None:
-        """After every event: tables and deadlines."""
-        limits, config = self._config.limits, self._config
-        tables = {
-            "flights": (len(machine.relay.flights), config.relay.flights_max),
-            "members": (len(machine.membership.members), config.membership.members_max),
-            "links": (len(machine.membership.links), 2 * config.membership.links_max + 1),
-            "records": (len(machine.gossip.records), limits.digest_max),
-        }
-        for name, (size, most) in tables.items():
-            if size > most:
-                raise Violation(f"{ident} holds {size} {name}, at most {most}")
-        if machine.deadline <= now:
-            raise Violation(f"{ident} has a deadline in the past")
+    def ticked(self, ident: PeerId, now: float) -> None:
+        """A peer's deadline has come."""
+        since, count = self._ticks.get(ident, (now, 0))
+        if now - since > TICKS_S:
+            since, count = now, 0
+        if count >= TICKS_MAX:
+            raise Violation(f"{ident} spins: more than {count} ticks in {TICKS_S} s")
+        self._ticks[ident] = (since, count + 1)
+
+    def check(self, ident: PeerId, machine: Machine) -> None:
+        """After every event: the tables."""
+        limits, members, relay = self._config.limits, self._config.membership, self._config.relay
+        links = 2 * members.links_max
+        records = members.members_max + limits.records_per_frame_max
+        tables = (
+            ("flights", machine.relay.flights, relay.flights_max),
+            ("attempts seen", machine.relay._seen, relay.seen_max),
+            ("members", machine.membership.members, members.members_max),
+            ("links", machine.membership.links, links),
+            ("probes", machine.membership._probes, 5 * members.links_max + links),
+            ("updates", machine.membership._updates, members.members_max),
+            ("records", machine.gossip.records, records),
+            ("fresh records", machine.gossip._fresh, records + 1),
+            ("pulls", machine.gossip._pulls, limits.digest_max),
+            ("loads", machine.gossip._loads, links),
+            ("jobs", machine._local._jobs, relay.flights_max),
+            ("waiting jobs", machine._local._waiting, relay.waiting_max),
+        )
+        for name, table, most in tables:
+            if len(table) > most:
+                raise Violation(f"{ident} holds {len(table)} {name}, at most {most}")
+        checks = self._checks[ident] = self._checks.get(ident, -1) + 1
+        if checks % SEARCH_EVERY == 0:
+            _search(ident, machine)
 
     def close(self, now: float) -> None:
         """At the end of a run: every query whose time is up has ended."""
@@ -143,3 +177,16 @@ class Judge:
         if now > asking.due:
             raise Violation(f"{query_id} goes on after its budget")
         return asking
+
+
+def _search(ident: PeerId, machine: Machine) -> None:
+    """Look for what should have been forgotten."""
+    links, members = machine.membership.links.keys(), machine.membership.members
+    tables = (
+        ("an update of no member", machine.membership._updates.keys() - members.keys()),
+        ("a load of no link", machine.gossip._loads.keys() - links),
+        ("a distance by no link", {n for m in members.values() for n in m.distances.keys() - links}),
+    )
+    for name, stray in tables:
+        if stray:
+            raise Violation(f"{ident} holds {name}: {min(stray)}")

@@ -251,8 +251,10 @@ class World:
                 node.paused.append(event)
             return
         self._trace.update(f"{self.now:.9f} {ident} {type(event).__name__}\n".encode())
+        if isinstance(event, e.Tick):
+            self.judge.ticked(ident, self.now)
         effects = node.machine.handle(event, self.now)
-        self.judge.check(ident, node.machine, self.now)
+        self.judge.check(ident, node.machine)
         for effect in effects:
             self._perform(ident, node, effect)
         deadline = node.machine.deadline

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.wire, pytest.mark.model]
 
 def demo(*args: str) -> Any:
     if catalog.DEFAULT not in catalog.names() or catalog.embedder_load(Engine()) is None:
-        pytest.skip("set-up has not made the models")
+        pytest.fail("run `make setup`: set-up has not made the models")
     done = run([*VERB, "demo", "--json", *args], environment())
     assert done.returncode == 0, done.stderr + done.stdout
     assert done.stdout.count("\n") == 1

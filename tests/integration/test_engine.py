@@ -18,11 +18,12 @@ import pytest
 import trio
 
 from p2pmesh import config
-from p2pmesh.engine import base, catalog, embedder
+from p2pmesh.engine import base, catalog, embedder, frames
 from p2pmesh.errors import ConfigError, LocalProtocolError, ModelLoadError, Reason
 from p2pmesh.peer import engines
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.query import Message, Options
+from p2pmesh.record import ModelInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -84,6 +85,12 @@ async def running(load: base.Load, *, wait: bool = True, **knobs: Any) -> AsyncI
 
 def echo(**fields: Any) -> base.Load:
     return base.Load(**{"kind": "echo", "name": "echo", "tokens_per_s": 1_000.0, **fields})
+
+
+async def child(program: str) -> trio.Process:
+    """Start another program where the worker would be."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return await trio.lowlevel.open_process([sys.executable, "-c", program], **pipes)
 
 
 def gone(pid: int) -> bool:
@@ -255,11 +262,7 @@ async def test_what_a_child_would_choke_on_is_refused_at_home():
     ],
 )
 async def test_a_child_that_cannot_start_is_quarantined(monkeypatch: Any, program: str, said: str):
-    async def spawn() -> trio.Process:
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return await trio.lowlevel.open_process([sys.executable, "-c", program], **pipes)
-
-    monkeypatch.setattr(engines, "_spawn", spawn)
+    monkeypatch.setattr(engines, "_spawn", lambda: child(program))
     monkeypatch.setattr(engines, "GRACE_S", 0.1)
     timeout = 0.5 if "0.5" in said else 60.0
     async with running(echo(), wait=False, load_timeout_s=timeout) as engine:
@@ -273,6 +276,106 @@ async def test_a_child_that_cannot_start_is_quarantined(monkeypatch: Any, progra
         engine.ask("a", "x")
         assert "quarantined" in (await engine.end("a")).detail
     assert no_children()
+
+
+def saying(event: base.Event) -> str:
+    """A child that says one thing and waits."""
+    return f"import os; os.write(1, {frames.encode(event)!r}); os.read(0, 1 << 20); os.read(0, 1)"
+
+
+async def test_a_child_that_takes_another_name_is_quarantined(monkeypatch: Any):
+    ready = base.Ready(ModelInfo("gpt-5", "", 1, 1.0, 1.0, 1))
+    monkeypatch.setattr(engines, "_spawn", lambda: child(saying(ready)))
+    async with running(echo(), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match="it calls itself 'gpt-5', not 'echo'"):
+            await engine.handle.wait_ready()
+        assert engine.handle.info is None
+        assert engine.kinds() == [EngineDown, EngineDown]
+
+
+async def test_when_no_process_can_be_started_it_tries_again_and_waits_longer_each_time(monkeypatch: Any):
+    real_spawn, real_sleep = engines._spawn, trio.sleep
+    forks, pauses = 0, []
+
+    async def spawn() -> trio.Process:
+        nonlocal forks
+        forks += 1
+        if forks in (1, 2, 3, 5, 6, 7):
+            raise OSError("no more processes")
+        return await real_spawn()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await real_sleep(seconds)
+
+    monkeypatch.setattr(engines, "_spawn", spawn)
+    monkeypatch.setattr(trio, "sleep", sleep)
+    async with running(echo(), restart_min_s=0.02) as engine:
+        assert engine.kinds() == [EngineDown] * 3 + [EngineUp]
+        down = next(e for e in engine.events if isinstance(e, EngineDown))
+        assert down == EngineDown("no process can be started: no more processes", False)
+        assert pauses == [0.02, 0.04, 0.08]
+        engine.ask("a", "x")
+        await engine.end("a")
+        pauses.clear()
+        engine.kill()
+        await engine.until(lambda: engine.kinds()[4:] == [EngineDown] * 4 + [EngineUp])
+        assert [p for p in pauses if p != 0.01] == [0.02, 0.04, 0.08, 0.16]
+
+
+async def test_a_model_that_was_ready_and_cannot_be_loaded_now_is_tried_again(monkeypatch: Any):
+    real, starts = engines._spawn, 0
+
+    async def spawn() -> trio.Process:
+        nonlocal starts
+        starts += 1
+        return await (real() if starts in (1, 5) else child(saying(base.LoadFailed("no memory"))))
+
+    monkeypatch.setattr(engines, "_spawn", spawn)
+    async with running(echo()) as engine:
+        engine.kill()
+        await engine.until(lambda: engine.kinds() == [EngineUp] + [EngineDown] * 4 + [EngineUp])
+        downs = [e for e in engine.events if isinstance(e, EngineDown)]
+        assert downs[1:] == [EngineDown("no memory", False)] * 3
+        assert engine.handle.state == "ready"
+
+
+async def test_a_model_that_never_was_ready_and_cannot_be_loaded_is_not_tried_again(monkeypatch: Any):
+    monkeypatch.setattr(engines, "_spawn", lambda: child(saying(base.LoadFailed("no GGUF"))))
+    async with running(echo(), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match="no GGUF"):
+            await engine.handle.wait_ready()
+        assert engine.events == [EngineDown("no GGUF", True)]
+
+
+async def test_a_model_that_was_ready_and_now_kills_its_child_is_quarantined(monkeypatch: Any):
+    async with running(echo()) as engine:
+        monkeypatch.setattr(engines, "_spawn", lambda: child("import os; os.abort()"))
+        engine.kill()
+        await engine.until(lambda: engine.handle.state == "quarantined")
+        assert engine.kinds() == [EngineUp] + [EngineDown] * 3
+
+
+async def test_no_code_of_the_current_directory_is_run(monkeypatch: Any, tmp_path: Path):
+    for name in ("p2pmesh", "msgspec", "queue", "resource"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run from the current directory')")
+    real = trio.lowlevel.open_process
+
+    async def as_python_3_10(*args: Any, env: dict[str, str], **more: Any) -> trio.Process:
+        return await real(*args, env={k: v for k, v in env.items() if k != "PYTHONSAFEPATH"}, **more)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", as_python_3_10)
+    monkeypatch.chdir(tmp_path)
+    async with running(echo()) as engine:
+        assert engine.handle.restarts == 0
+
+
+@pytest.mark.model
+async def test_a_relative_path_is_meant_from_where_the_peer_is(monkeypatch: Any, model: Path):
+    monkeypatch.chdir(model.parent)
+    async with running(base.Load(path=model.name)) as engine:
+        assert engine.handle.info is not None
+        assert engine.handle.info.name == model.stem
 
 
 async def test_a_child_dies_with_its_parent():

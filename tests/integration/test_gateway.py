@@ -171,7 +171,7 @@ async def test_the_official_client_raises_what_its_users_catch():
 @pytest.mark.model
 async def test_the_real_model_answers_the_official_client():
     if catalog.DEFAULT not in catalog.names():
-        pytest.skip("the embedded default model is not installed")
+        pytest.fail("run `make setup`: the embedded default model is not installed")
     async with door(ModelConfig(model=catalog.DEFAULT)) as it:
 
         def use() -> None:

@@ -7,6 +7,7 @@ import trio
 
 from p2pmesh.config import Net
 from p2pmesh.errors import ConfigError, LocalProtocolError
+from p2pmesh.net.address import parse
 from p2pmesh.net.host import DialFailed, FrameReceived, LinkDown, LinkUp, Priority, open_host
 from p2pmesh.net.identity import Identity
 from tests.integration.net_peers import FRAME_MAX, HANG_S, hosts, link
@@ -81,6 +82,58 @@ async def test_a_dial_that_cannot_succeed_says_so_once(addresses, why):
         assert isinstance(failed, DialFailed)
         assert failed.peer == other
         assert why in failed.detail
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 64 + ".example", "a\0b", "\ud800"])
+async def test_a_name_that_cannot_be_one_is_a_failed_dial(name):
+    async with hosts(1) as (a,):
+        with pytest.raises(ValueError, match="is not a DNS name"):
+            parse(f"/dns4/{name}/tcp/1")
+        a.dial(None, [f"/dns4/{name}/tcp/1"])
+        failed = await a.receive()
+        assert isinstance(failed, DialFailed)
+        assert "is not a DNS name" in failed.detail
+        assert not a.counters["failed tasks"]
+
+
+async def test_a_name_that_the_resolver_cannot_spell_is_a_failed_dial(monkeypatch):
+    async def resolver(*_: object) -> None:
+        raise UnicodeError("label too long")
+
+    async with hosts(1) as (a,):
+        monkeypatch.setattr(trio, "open_tcp_stream", resolver)
+        a.dial(None, ["/dns4/a.example/tcp/1"])
+        assert await a.receive() == DialFailed(
+            None, "/dns4/a.example/tcp/1", "/dns4/a.example/tcp/1: label too long"
+        )
+
+
+@pytest.mark.parametrize(
+    "asked", [(True,), (False,), (True, False), (False, True), (False, True, True, False)]
+)
+async def test_each_who_dialled_a_peer_is_told_that_it_failed(asked):
+    """By id or by an address that ends in it: one dial, and an answer to each way of asking."""
+    async with hosts(1) as (a,):
+        other = Identity.generate().id
+        told = "/ip4/127.0.0.1/tcp/1"
+        for by_id in asked:
+            a.dial(other if by_id else None, [told if by_id else f"{told}/p2p/{other}"])
+        failed = {(event.peer, event.address) for event in [await a.receive() for _ in set(asked)]}
+        assert failed == {(other, told) if by_id else (None, f"{told}/p2p/{other}") for by_id in asked}
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.move_on_after(0.05) as silence:
+            await a.receive()
+        assert silence.cancelled_caught
+
+
+async def test_who_dialled_a_peer_is_told_where_another_one_was_reached():
+    async with hosts(2) as (a, b):
+        other = Identity.generate().id
+        a.dial(None, [f"/ip4/127.0.0.1/tcp/1/p2p/{other}", b.addresses[0]])
+        a.dial(other, ["/ip4/127.0.0.1/tcp/1"])
+        events = [await a.receive(), await a.receive()]
+        assert LinkUp(b.id, b.addresses[0], inbound=False) in events
+        assert [event.peer for event in events if isinstance(event, DialFailed)] == [other]
 
 
 async def test_a_host_does_not_link_to_itself():

@@ -175,6 +175,105 @@ async def test_a_peer_that_ignores_its_window_is_ended():
         await still_works(a)
 
 
+def _held(link: object) -> int:
+    """Bytes of a link's connection that nobody has read yet."""
+    return sum(map(len, link._stream._muxed.stream_buffers.values()))
+
+
+async def _write_raw(stream: object, data: bytes) -> None:
+    """One frame on a stranger's stream, whatever its own side of it thinks of that."""
+    header = b"\0\0\0\0" + stream.stream_id.to_bytes(4, "big") + len(data).to_bytes(4, "big")
+    await stream.conn.secured_conn.write(header + data)
+
+
+async def test_side_streams_that_ignore_their_windows_fill_nothing_while_the_link_is_read():
+    """Each frame of the link is read at once; the streams beside it are talked on without an end."""
+    async with hosts(1, Net(inbound_streams_max=50)) as (a,), stranger() as flooder:
+        stream = await _our_stream(flooder, a)
+        await stream.write(_greeting(flooder, a))
+        up = await a.receive()
+        assert isinstance(up, LinkUp)
+        ours = a._links[up.peer]
+        sides = [await stream.muxed_conn.open_stream() for _ in range(4)]
+        for side in sides:
+            await _write_raw(side, b"\x13/multistream/1.0.0\n")
+        most = sent = 0
+        while sent < 8 * UNREAD_BYTES_MAX and a.links():
+            for side in sides:
+                await fails(_write_raw(side, b"\x02x\n" * 20_000))
+                sent += 60_000
+            if await fails(stream.write(frame(b"\x00tiny"))):
+                break
+            await a.receive()
+            most = max(most, _held(ours))
+        assert most <= UNREAD_BYTES_MAX
+        await still_works(a)
+
+
+async def test_what_nobody_reads_is_bounded_while_the_link_is_read():
+    """Whatever the cause: what all streams hold together ends the connection."""
+    async with hosts(1, Net(inbound_streams_max=50)) as (a,), stranger() as flooder:
+        stream = await _our_stream(flooder, a)
+        await stream.write(_greeting(flooder, a))
+        up = await a.receive()
+        assert isinstance(up, LinkUp)
+        ours = a._links[up.peer]
+        await ours._stream._negotiating.acquire()  # as if to refuse a stream took for ever
+        sides = [await stream.muxed_conn.open_stream() for _ in range(4)]
+        most = sent = 0
+        event = None
+        while sent < 8 * UNREAD_BYTES_MAX and not isinstance(event, LinkDown):
+            for side in sides:
+                await fails(_write_raw(side, bytes(60_000)))
+                sent += 60_000
+            await fails(stream.write(frame(b"\x00tiny")))
+            event = await a.receive()
+            most = max(most, _held(ours))
+        assert isinstance(event, LinkDown)
+        assert "more than its windows" in event.detail
+        assert UNREAD_BYTES_MAX // 2 < most <= UNREAD_BYTES_MAX
+        assert a.counters["unread floods"] == 1
+        await still_works(a)
+
+
+async def test_a_stream_beside_the_link_is_refused_without_a_word():
+    async with hosts(1) as (a,), stranger() as other:
+        stream = await _our_stream(other, a)
+        await stream.write(_greeting(other, a))
+        up = await a.receive()
+        assert isinstance(up, LinkUp)
+        side = await stream.muxed_conn.open_stream()
+        assert await fails(side.read(1))  # and not multistream's greeting
+        assert a.counters["refused streams"] >= 1  # libp2p opens one of its own, too
+        assert a.links() == (up.peer,)
+        assert len(a._links[up.peer]._stream._muxed.streams) == 1
+
+
+@pytest.mark.parametrize("said", [b"\x02x\n" * 20_000, b"\xff\xff\xff\x7f" + bytes(60_000)])
+async def test_a_long_talk_about_a_protocol_is_cut_short(said):
+    """libp2p would answer for ever, and hold a name of any length."""
+    async with hosts(1) as (a,), stranger() as talker:
+        connection = await stranger_connects(talker, a)
+        stream = await connection.muxed_conn.open_stream()
+        await fails(stream.write(b"\x13/multistream/1.0.0\n" + said))
+        while not a.counters["refused streams"]:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        await until_ended(stream)
+        await still_works(a)
+
+
+async def test_one_stream_at_a_time_is_asked_for_its_protocol():
+    async with hosts(1) as (a,), stranger() as other:
+        connection = await stranger_connects(other, a)
+        first, second = [await connection.muxed_conn.open_stream() for _ in range(2)]
+        assert await first.read(20) == b"\x13/multistream/1.0.0\n"
+        with trio.move_on_after(0.3) as silence:
+            await second.read(20)
+        assert silence.cancelled_caught
+        await first.reset()
+        assert await second.read(20) == b"\x13/multistream/1.0.0\n"
+
+
 async def test_an_announced_giant_of_a_mux_frame_is_not_waited_for():
     async with hosts(1) as (a,), stranger() as flooder:
         stream = await _our_stream(flooder, a)

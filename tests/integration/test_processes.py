@@ -248,7 +248,7 @@ def model() -> Path:
     try:
         return catalog.find(catalog.DEFAULT)
     except (ConfigError, ModelLoadError):
-        pytest.skip("the embedded default model is not installed")
+        pytest.fail("run `make setup`: the embedded default model is not installed")
 
 
 def refusal_of(model: str, folder: Path, code: int) -> str:

@@ -33,9 +33,9 @@ requests = st.one_of(
     st.builds(base.Generate, jobs, st.lists(st.builds(Message, text, text), max_size=3).map(tuple), options),
     st.builds(base.Embed, jobs, st.lists(text, min_size=1, max_size=3).map(tuple)),
     st.builds(base.Abort, jobs),
-    st.just(base.Stop()),
 )
-info = st.builds(ModelInfo, text, text, st.integers(1, 2**31), speeds, speeds, st.integers(1, 64))
+digests = st.sampled_from(["", "0f" * 32])
+info = st.builds(ModelInfo, text, digests, st.integers(1, 2**31), speeds, speeds, st.integers(1, 64))
 events = st.one_of(
     st.builds(base.Ready, info, st.integers(0, 1024), text, counts),
     st.builds(base.LoadFailed, text),
@@ -105,7 +105,7 @@ def packed(tag: int, *fields: object, **named: object) -> bytes:
     "data",
     [
         (frames.FRAME_BYTES_MAX + 1).to_bytes(4, "big"),
-        frames.encode(base.Stop()),
+        frames.encode(base.Abort("a")),
         packed(99),
         packed(-1),
         packed(18, job="", tokens=[], text=""),
@@ -120,9 +120,9 @@ def packed(tag: int, *fields: object, **named: object) -> bytes:
         packed(21, job="a", dimensions=1_025, data=bytes(4_100)),
         packed(21, job="a", dimensions=1, data=b""),
         packed(21, job="a", dimensions=1, data=np.array([np.nan], "<f4").tobytes()),
-        frames.encode(base.Ready(ModelInfo("m", "d", 1, float("nan"), 1.0, 1))),
-        frames.encode(base.Ready(ModelInfo("m", "d", 1, 1.0, 0.0, 1))),
-        frames.encode(base.Ready(ModelInfo("m", "d", 0, 1.0, 1.0, 1))),
+        frames.encode(base.Ready(ModelInfo("m", "", 1, float("nan"), 1.0, 1))),
+        frames.encode(base.Ready(ModelInfo("m", "", 1, 1.0, 0.0, 1))),
+        frames.encode(base.Ready(ModelInfo("m", "", 0, 1.0, 1.0, 1))),
         framed(b"\x91" * 100_000),
         framed(b"\x92\x12" + b"\x91" * 100_000),
         framed(frames.encode(base.Alive())[4:] + b"\xc0"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from p2pmesh.config import Config, Membership, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
+from p2pmesh.protocol import machine
 from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
-from p2pmesh.sim.judge import Judge, Violation
+from p2pmesh.sim.judge import SEARCH_EVERY, TICKS_MAX, Judge, Violation
+from p2pmesh.sim.world import Spec, World
 from tests.machines import ME, A, B, Bench, C, query
 
 Q = query(origin=ME, budget_s=10.0)
@@ -121,12 +125,74 @@ def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
     bench.machine.membership.links[ME] = bench.machine.membership.links[A]
     for number in range(2):
         bench.ask(query(number, origin=ME))
-    Judge(Config()).check(ME, bench.machine, bench.now)
+    Judge(Config()).check(ME, bench.machine)
     with pytest.raises(Violation, match=table):
-        Judge(config).check(ME, bench.machine, bench.now)
+        Judge(config).check(ME, bench.machine)
 
 
-def test_a_deadline_in_the_past_fails() -> None:
+@pytest.mark.parametrize(
+    ("part", "table", "said"),
+    [
+        ("relay", "flights", "flights"),
+        ("relay", "_seen", "attempts seen"),
+        ("membership", "members", "members"),
+        ("membership", "links", "links"),
+        ("membership", "_probes", "probes"),
+        ("membership", "_updates", "updates"),
+        ("gossip", "records", "records"),
+        ("gossip", "_fresh", "fresh records"),
+        ("gossip", "_pulls", "pulls"),
+        ("gossip", "_loads", "loads"),
+        ("_local", "_jobs", "jobs"),
+        ("_local", "_waiting", "waiting jobs"),
+    ],
+)
+def test_every_table_is_counted_after_every_event(part: str, table: str, said: str) -> None:
+    bench, judge = Bench(), Judge(Config())
+    judge.check(ME, bench.machine)
+    setattr(getattr(bench.machine, part), table, range(100_000))
+    with pytest.raises(Violation, match=f"holds 100000 {said}, at most"):
+        judge.check(ME, bench.machine)
+
+
+def test_a_way_over_a_link_that_is_gone_fails_but_not_at_once() -> None:
+    bench, judge = Bench(), Judge(Config())
+    bench.link(A, B)
+    judge.check(ME, bench.machine)
+    bench.machine.membership.members[A].distances[C] = 1
+    for _ in range(SEARCH_EVERY - 1):
+        judge.check(ME, bench.machine)
+    with pytest.raises(Violation, match="a distance by no link: c"):
+        judge.check(ME, bench.machine)
+
+
+@pytest.mark.parametrize(
+    ("part", "table", "said"),
+    [("membership", "_updates", "an update of no member"), ("gossip", "_loads", "a load of no link")],
+)
+def test_what_should_have_been_forgotten_fails(part: str, table: str, said: str) -> None:
     bench = Bench()
-    with pytest.raises(Violation, match="past"):
-        Judge(Config()).check(ME, bench.machine, bench.machine.deadline)
+    getattr(getattr(bench.machine, part), table)[C] = None
+    with pytest.raises(Violation, match=f"{said}: c"):
+        Judge(Config()).check(ME, bench.machine)
+
+
+def test_ticks_without_time_fail_and_ticks_in_time_do_not() -> None:
+    judge, now = Judge(Config()), 5.0
+    for _ in range(TICKS_MAX):
+        judge.ticked(ME, now)
+        judge.ticked(A, now)
+        now = math.nextafter(now, math.inf)
+    with pytest.raises(Violation, match="me spins"):
+        judge.ticked(ME, now)
+    for number in range(3 * TICKS_MAX):
+        judge.ticked(B, number * 0.01)
+
+
+@pytest.mark.parametrize("part", [machine.Relay, machine.Membership, machine.Gossip])
+def test_a_machine_whose_part_never_gets_done_is_caught(monkeypatch: pytest.MonkeyPatch, part: type) -> None:
+    world = World(1, [Spec(), Spec()])
+    world.run(3.0)
+    monkeypatch.setattr(part, "deadline", 1.0)
+    with pytest.raises(Violation, match="spins"):
+        world.run(3.0)

@@ -34,12 +34,12 @@ EVERY: list[m.PeerMessage] = [
     m.Records((signed(A, V, ABLE, ("/ip4/10.0.0.1/tcp/1",)),)),
     m.LoadReport(Load(1.5, 2, 3)),
     m.Forward(query(options=Options(9, 0.5, 0.9, 7, ("END",)), path=HOPS, excluded=(B,), space="s")),
-    m.Accept("ab", 1, True, 2.5, HOPS),  # type: ignore[arg-type]
-    m.Refuse("ab", 1, Reason.OVERLOADED, "full", 3.0, 12, (A,)),  # type: ignore[arg-type]
-    m.Tokens(Chunk("ab", 1, 2, (3, 4), "täxt")),  # type: ignore[arg-type]
-    m.End("ab", 1, 3, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
-    m.Error("ab", 1, Reason.ENGINE_FAILED, "boom"),  # type: ignore[arg-type]
-    m.Cancel("ab", 1),  # type: ignore[arg-type]
+    m.Accept("ab" * 16, 1, True, 2.5, HOPS),  # type: ignore[arg-type]
+    m.Refuse("ab" * 16, 1, Reason.OVERLOADED, "full", 3.0, 12, (A,)),  # type: ignore[arg-type]
+    m.Tokens(Chunk("ab" * 16, 1, 2, (3, 4), "täxt")),  # type: ignore[arg-type]
+    m.End("ab" * 16, 1, 3, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
+    m.Error("ab" * 16, 1, Reason.ENGINE_FAILED, "boom"),  # type: ignore[arg-type]
+    m.Cancel("ab" * 16, 1),  # type: ignore[arg-type]
 ]
 
 
@@ -108,13 +108,13 @@ def test_a_record_keeps_the_exact_bytes_that_were_signed() -> None:
         frame(8, (-1.0, 0, 0)),
         frame(8, (1e7 + 1, 0, 0)),
         frame(8, ("1", 0, 0)),
-        frame(10, "ab", 1, 1, 0.0, ()),
-        frame(11, "ab", 1, "no_such_reason", "", 0.0, 0, ()),
-        frame(11, "ab", 1, ["list"], "", 0.0, 0, ()),
+        frame(10, "ab" * 16, 1, 1, 0.0, ()),
+        frame(11, "ab" * 16, 1, "no_such_reason", "", 0.0, 0, ()),
+        frame(11, "ab" * 16, 1, ["list"], "", 0.0, 0, ()),
         frame(15, "x" * 33, 0),
-        frame(15, "ab", 256),
-        frame(15, "ab", 0) + b"\x00",
-        frame(15, "ab", 0)[:-1],
+        frame(15, "ab" * 16, 256),
+        frame(15, "ab" * 16, 0) + b"\x00",
+        frame(15, "ab" * 16, 0)[:-1],
         bytes([0x92, 0x00, 0x81, 0xC0, 0xC0]),
         bytes([0x92, 0x00, 0xD4, 0x05, 0x00]),
         bytes([0x92, 0x00, 0xC7, 0x00, 0x05]),
@@ -166,11 +166,27 @@ def test_what_another_could_not_read_is_ours_to_notice(message: m.PeerMessage, f
 
 def test_only_queries_and_records_may_be_large() -> None:
     with pytest.raises(LocalProtocolError):
-        CODEC.encode(m.Error("ab", 0, Reason.DEADLINE, "x" * 140_000))  # type: ignore[arg-type]
-    large = m.Forward(query(messages=(Message("user", "x" * 65_000),) * 3))
+        CODEC.encode(m.Error("ab" * 16, 0, Reason.DEADLINE, "x" * 140_000))  # type: ignore[arg-type]
+    large = m.Forward(query(messages=(Message("user", "x" * 65_000),) * 2))
     assert CODEC.decode(CODEC.encode(large)) == large
     with pytest.raises(RemoteProtocolError, match="at most"):
         CODEC.decode(b"\x92\x00" + b"\x00" * 200_000)
+
+
+def test_the_messages_of_a_query_have_one_bound_together() -> None:
+    for each, fits in ((65_536, True), (65_537, False)):
+        asked = m.Forward(query(messages=(Message("user", "x" * each),) * 2))
+        if fits:
+            CODEC.check(asked)
+        else:
+            with pytest.raises(LocalProtocolError, match=f"{2 * each} bytes, at most 131072"):
+                CODEC.check(asked)
+
+
+@pytest.mark.parametrize("ident", ["", "a/b", "AB" * 16, "ab" * 15, "ab" * 17, "zz" * 16, 7])
+def test_a_query_id_is_32_hex_digits(ident: object) -> None:
+    with pytest.raises(RemoteProtocolError, match="hex"):
+        CODEC.decode(frame(15, ident, 1))
 
 
 def test_a_full_digest_and_a_full_frame_of_records_fit() -> None:

@@ -9,7 +9,8 @@ import pytest
 from p2pmesh.config import Config, Gossip, Limits
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.messages import DISTANCE_MAX, Line
+from p2pmesh.protocol.codec import Codec
+from p2pmesh.protocol.messages import DISTANCE_MAX, Line, Update
 from p2pmesh.record import GENERAL, VERSION_MAX, Capability, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ABLE, ME, MODEL, A, B, Bench, C, D, of, query, sent, signed
 
@@ -124,6 +125,18 @@ def test_a_life_of_ours_at_the_end_of_its_numbers_is_outbid_by_the_next_or_not_a
     on.say(A, m.Records((signed(ME, held),)))
     assert on.machine.gossip.me.record.version == (published or before)
     assert on.machine.gossip.rejected == (0 if published else 1)
+
+
+def test_a_record_with_no_room_for_later_versions_is_not_published() -> None:
+    addresses = ("x" * 100,)
+    fits = replace(bench().machine.gossip.me.record, addresses=addresses)
+    length = len(Codec(Limits()).encode_record(fits))
+    on = bench(A, limits=Limits(record_bytes_max=length))
+    on.handle(e.Described(ABLE, addresses))
+    assert on.machine.gossip.me.record.addresses == ()
+    for _ in range(200):  # each makes the version longer, and must not raise
+        version = on.machine.gossip.me.record.version
+        on.say(A, m.Ping(1, (Update(ME, m.Status.DEAD, version),)))
 
 
 def test_our_own_record_bounced_back_changes_nothing() -> None:

@@ -76,6 +76,20 @@ def test_what_waits_for_a_model_that_went_is_told_and_does_not_start(
     assert started(out) == [0, 1]
 
 
+def test_what_waits_for_a_model_that_is_restarted_starts_when_it_is_back(
+    local: Local, out: list[e.Effect]
+) -> None:
+    fill(local, SLOTS + 1)
+    assert local.describe((replace(MODEL, slots=0),)) == []
+    for number in range(SLOTS):
+        local.finished(query(number).id)
+    local.advance(1.0)
+    assert started(out) == [0, 1]
+    local.describe((MODEL,))
+    local.advance(2.0)
+    assert started(out) == [0, 1, 2]
+
+
 def test_a_full_model_does_not_hold_up_another(out: list[e.Effect]) -> None:
     local = Local(Config(), out)
     local.describe((MODEL, replace(MODEL, name="other")))

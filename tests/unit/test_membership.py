@@ -270,6 +270,32 @@ def test_a_peer_that_had_no_room_dials_when_there_is_room_again() -> None:
     assert e.Dial(D, ADDRESS) in of(on.wait(2.0), e.Dial)
 
 
+def test_a_dial_that_found_no_room_is_made_again_when_there_is_some() -> None:
+    on = Bench(config=Config(membership=Membership(links_max=1)), me=PeerId("Z"))
+    on.link(A)
+    on.say(A, m.Records((signed(D, addresses=ADDRESS),)))
+    on.handle(e.Disconnected(A))
+    assert e.Dial(D, ADDRESS) in of(on.wait(2.0), e.Dial)
+    on.link(A, B)  # who dial us meanwhile
+    assert of(on.handle(e.Connected(D)), e.Hangup) == [e.Hangup(D)]
+    on.handle(e.Disconnected(A))
+    on.handle(e.Disconnected(B))
+    assert e.Dial(D, ADDRESS) in of(on.wait(30.0), e.Dial)
+
+
+def test_whoever_left_dials_nobody_that_mdns_tells_of() -> None:
+    on = bench(A)
+    on.handle(e.Departed())
+    assert not of(on.handle(e.Discovered(D, ADDRESS)), e.Dial)
+
+
+def test_a_member_that_mdns_tells_of_is_dialled_at_once() -> None:
+    on = bench(A)
+    on.say(A, m.Records((signed(D, addresses=ADDRESS),)))
+    assert of(on.handle(e.Discovered(D, ("/other",))), e.Dial) == [e.Dial(D, ADDRESS)]
+    assert not of(on.handle(e.Discovered(D, ("/other",))), e.Dial)  # one at a time
+
+
 def test_more_links_than_twice_the_bound_are_hung_up() -> None:
     on = bench(A, B, links_max=1)
     assert of(on.handle(e.Connected(C)), e.Hangup) == [e.Hangup(C)]

@@ -155,7 +155,6 @@ def test_a_body_without_messages_says_so():
         (Reason.ENGINE_FAILED, 503),
         (Reason.CANCELLED, 499),
         (Reason.VISITED, 503),
-        (Reason.ABSTAINED, 503),
         (Reason.BAD_REQUEST, 400),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_model_that_cannot_hands_the_query_to_the_next_peer() -> None:
     bench = Bench()
     bench.link(A, B)
     bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
-    effects = bench.handle(e.Failed(ID, 0, Reason.ABSTAINED, "not mine", 11))
+    effects = bench.handle(e.Failed(ID, 0, Reason.TOO_LONG, "too long", 11))
     peer, forward = forwarded(effects)
     assert peer == B
     assert forward.query.prompt_tokens == 11
