@@ -41,7 +41,7 @@ def story(
     return world, report(world, seconds + 63.0), told
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A mesh in a box: real protocol code in virtual time."""
 

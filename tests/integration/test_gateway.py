@@ -429,3 +429,12 @@ async def test_a_door_that_is_taken_is_named():
         with pytest.raises(ListenError, match="choose another with --http"):
             async with open_gateway(it.peers[1], lambda: None):
                 pass
+
+
+async def test_the_root_says_where_to_look_and_a_model_is_found_by_name(quick: Door):
+    assert "/v1/chat/completions" in (await quick.call("GET", "/")).json()["paths"]
+    listed = (await quick.call("GET", "/v1/models")).json()["data"]
+    for model in listed:
+        assert (await quick.call("GET", f"/v1/models/{model['id']}")).json() == model
+    missing = await quick.call("GET", "/v1/models/nope")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")

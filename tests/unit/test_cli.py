@@ -221,3 +221,18 @@ def test_each_flag_has_the_variable_of_its_name(tmp_path: Path):
     assert settings(P2PMESH_JOIN="/a /b", **env).net.join == ("/a", "/b")
     assert settings(P2PMESH_MDNS="1", **env).net.mdns is True
     assert settings("--no-mdns", P2PMESH_MDNS="1", **env).net.mdns is False
+
+
+@pytest.mark.parametrize("prompt", [("",), ("  ",), ("", " ")])
+def test_an_empty_prompt_is_wrong_usage(prompt: tuple[str, ...]):
+    result = run("ask", *prompt)
+    assert result.exit_code == 2
+    assert "the prompt is empty" in result.stderr
+
+
+def test_a_prompt_may_come_from_stdin(peer: Peer):
+    peer.says(event("hi", **WAY))
+    asked = CliRunner().invoke(main, ["ask", "-", "--url", peer.url], input="what is it?\n")
+    assert (asked.exit_code, asked.stdout) == (0, "hi\n")
+    empty = CliRunner().invoke(main, ["ask", "-", "--url", peer.url], input=" \n")
+    assert empty.exit_code == 2

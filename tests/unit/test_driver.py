@@ -100,3 +100,24 @@ async def test_a_series_of_bad_frames_ends_a_link_and_a_new_one_starts_afresh(ma
         driver._from_wire(bad)
     assert wire.hung_up == [peer]
     assert driver.counters["bad_frames"] == 2 * BAD_FRAMES_MAX - 1
+
+
+async def test_an_address_somebody_gave_is_warned_of_once_and_forgotten_when_it_answers(
+    made: Any, caplog: pytest.LogCaptureFixture
+):
+    driver, _ = made
+    address, found = "/ip4/127.0.0.1/tcp/1", PeerId("b")
+    for _ in range(3):
+        assert driver._from_wire(DialFailed(None, address, f"{address}: refused")) is None
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warnings == [f"cannot reach a peer: {address}: refused; trying on"]
+    assert driver.unreachable == {address: f"{address}: refused"}
+    driver._from_wire(LinkUp(found, address, False))
+    assert (driver.unreachable, driver.met) == ({}, {address: found})
+
+
+async def test_a_peer_heard_of_that_is_not_reached_is_no_warning(made: Any, caplog: pytest.LogCaptureFixture):
+    driver, _ = made
+    driver._from_wire(DialFailed(PeerId("b"), "/ip4/127.0.0.1/tcp/1", "refused"))
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert not driver.unreachable
