@@ -123,6 +123,7 @@ class Connection:
         self._note = note
         self._uncredited = 0
         self._why_ended = ""
+        self._why_refused = ""
         self._over = False
         self._waiting: trio.CancelScope | None = None
         # Every body of a frame passes here, before it is read and held.
@@ -162,7 +163,7 @@ class Connection:
         await self._arrived.wait()
         if self._stream is None:
             kind = ForeignProtocol if self._refused else NetworkError
-            raise kind(self._why_ended or "it went away")
+            raise kind(self._why_ended or self._why_refused or "it went away")
 
     async def read(self) -> bytes:
         """Return the next bytes, at least one. Raises NetworkError at the end, which libp2p cannot tell from
@@ -255,7 +256,7 @@ class Connection:
                     self._arrived.set()
                     return
             except Exception as error:  # noqa: BLE001 - as above
-                self._why_ended = self._why_ended or f"it spoke no protocol of ours ({_why(error)})"
+                self._why_refused = f"it spoke no protocol of ours ({_why(error)})"
             self._refused += 1
             self._note("refused streams", f"{self.peer} opened one that is none of ours, or one more")
             try:

@@ -236,6 +236,24 @@ async def test_what_nobody_reads_is_bounded_while_the_link_is_read():
         await still_works(a)
 
 
+async def test_why_a_link_ended_is_not_what_an_earlier_stream_did():
+    """libp2p opens streams of its own, and one refused before ours came was once named as the cause."""
+    async with hosts(1) as (a,), stranger() as other:
+        connection = await stranger_connects(other, a)
+        foreign = await connection.muxed_conn.open_stream()
+        await fails(foreign.write(b"\x05junk\n"))
+        while not a.counters["refused streams"]:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        stream = await other.new_stream(ID.from_base58(a.id), [TProtocol(PROTOCOL)])
+        await stream.write(_greeting(other, a))
+        up = await a.receive()
+        assert isinstance(up, LinkUp)
+        a._links[up.peer]._stream.abort("it sent more than its windows")
+        down = await a.receive()
+        assert isinstance(down, LinkDown)
+        assert "more than its windows" in down.detail
+
+
 async def test_a_stream_beside_the_link_is_refused_without_a_word():
     async with hosts(1) as (a,), stranger() as other:
         stream = await _our_stream(other, a)
