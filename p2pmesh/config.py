@@ -59,6 +59,9 @@ class Limits:
     """Longest name of a peer, a skill, a model or a zone, in UTF-8 bytes."""
     dimensions_max: int = 1_024
     """Longest vector, in dimensions. all-MiniLM-L6-v2 has 384."""
+    accepted_bytes_max: int = 65_536
+    """Longest part of an answer that another peer goes on from, in UTF-8 bytes: 8 192 tokens of English twice
+    over. A longer one cannot be resumed."""
     chunk_bytes_max: int = 16_384
     """Longest text of one chunk, in UTF-8 bytes."""
 
@@ -87,6 +90,12 @@ class Membership:
     """A suspect is declared dead after `suspicion_mult * log10(max(10, links))` seconds. As memberlist."""
     updates_per_frame_max: int = 12
     """Most membership updates on one probe. 6 saturate at 512 peers (measured)."""
+    suspicion_max_mult: float = 6.0
+    """A suspicion that nobody else confirms lasts so many times as long. As memberlist."""
+    confirmations: int = 3
+    """Peers that must confirm a suspicion to bring it down to its least. Lifeguard's k."""
+    health_max: int = 8
+    """Most points by which a peer doubts itself: each makes its probes wait once more as long (Lifeguard)."""
     retransmit_mult: float = 4.0
     """Each update is sent `retransmit_mult * log10(links + 1)` times. As memberlist."""
     tombstone_s: float = 600.0
@@ -95,7 +104,13 @@ class Membership:
     members_max: int = 1_024
     """Most peers known, the dead included."""
     links_max: int = 48
-    """Most links kept. Detection scoped to them keeps its cost flat (measured)."""
+    """Most links chosen; as many again are kept that others chose. Detection scoped to links keeps its cost
+    flat (measured)."""
+    links_far: int = 16
+    """How many of them are drawn at random and never given up for nearer ones: without them views fall apart
+    (simulated)."""
+    relink_interval_s: float = 2.0
+    """Least seconds between two choices of links. A guess: a choice among 1 024 peers takes some ms."""
     redial_min_s: float = 0.5
     """Seconds before a failed dial is tried again; doubles up to `redial_max_s`."""
     redial_max_s: float = 10.0
@@ -111,6 +126,8 @@ class Membership:
             raise ConfigError(
                 "membership.probe_timeout_s times direct_tries + 1 must stay below probe_interval_s"
             )
+        if self.links_far >= self.links_max:
+            raise ConfigError("membership.links_far must stay below membership.links_max")
         if self.redial_min_s > self.redial_max_s:
             raise ConfigError("membership.redial_min_s must not exceed membership.redial_max_s")
 
@@ -153,6 +170,10 @@ class Routing:
     """Least gain, in seconds, for which a query is passed on (simulated)."""
     gain_min_share: float = 0.1
     """Least gain as a share of the time it would take here (simulated)."""
+    steal_gain_min_s: float = 0.2
+    """Least gain, in seconds, for which a waiting query is handed to an idle neighbour (simulated)."""
+    steal_interval_s: float = 0.1
+    """Least seconds between two requests of an idle peer for work. A guess: a few round trips."""
     general_quality: float = 0.5
     """Quality of a peer that declared nothing. A guess, between a wrong specialist and a right one."""
     near: float = 0.35
@@ -184,6 +205,8 @@ class Relay:
 
     accept_timeout_s: float = 0.5
     """Seconds of silence after which a forwarded query is offered to the next peer (simulated)."""
+    dial_patience_s: float = 1.0
+    """Seconds a query waits for a link to the peer chosen for it. A guess: round trips and a handshake."""
     keepalive_s: float = 1.0
     """Most seconds between two signs of life of a query that is being served, in seconds."""
     silence_max_s: float = 3.0

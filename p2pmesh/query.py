@@ -7,9 +7,10 @@ wall clock, because two machines' clocks do not agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NewType
 
-from p2pmesh.record import GENERAL, PeerId, Vector
+from p2pmesh.record import GENERAL, NOBODY, PeerId, Vector
 
 QueryId = NewType("QueryId", str)
 """128 random bits as 32 hex digits."""
@@ -52,6 +53,20 @@ class Hop:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """What the asker has of an answer whose writer is lost: where the next peer goes on."""
+
+    tokens: tuple[int, ...]
+    """Ids in the vocabulary of the model with `digest`."""
+    text: str
+    """What they spell."""
+    chunks: int
+    """How many chunks it came in: the next one's index."""
+    digest: str = ""
+    """SHA-256 of the model that wrote all of it; empty: more than one did, and only the text counts."""
+
+
+@dataclass(frozen=True)
 class Query:
     """A question on its way."""
 
@@ -77,13 +92,17 @@ class Query:
     """The peers it went through, this one last: forbids loops, explains the answer."""
     excluded: tuple[PeerId, ...] = ()
     """The dead and the tried."""
+    target: PeerId = NOBODY
+    """Who was chosen to serve it: those on the way there pass it on. Empty: whoever has it chooses."""
+    accepted: Accepted | None = None
+    """What an earlier attempt brought; None: nothing."""
 
     @property
     def text(self) -> str:
         """The last thing the user said: what the query is about."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
-    @property
+    @cached_property
     def prompt_bytes(self) -> int:
         """Length of all messages in UTF-8 bytes."""
         return sum(len(m.content.encode("utf-8", "surrogatepass")) for m in self.messages)

@@ -7,6 +7,7 @@ business, and how they are signed is `trust`'s.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NewType
 
 import numpy as np
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 PeerId = NewType("PeerId", str)
 """A peer's identity: libp2p's peer id (the multihash of its public key) as base58 text."""
+
+NOBODY = PeerId("")
+"""The id of no peer."""
 
 Vector = NDArray[np.int8]
 """A unit vector scaled to int8, shape (dimensions,): full width int8 loses nothing that routing needs
@@ -34,11 +38,16 @@ def quantise(vector: NDArray[np.floating]) -> Vector:
     return np.rint(np.asarray(vector, dtype=np.float64) / length * 127.0).astype(np.int8)
 
 
+def unit(vector: Vector) -> NDArray[np.float32]:
+    """Return `vector` at length 1, so that a product of two is their cosine; a zero vector stays zero."""
+    wide = vector.astype(np.float32)
+    length = float(np.sqrt(wide @ wide))
+    return wide / np.float32(length) if length else wide
+
+
 def cosine(a: Vector, b: Vector) -> float:
     """Return the cosine of the angle between two vectors of one space, in -1..1."""
-    a32, b32 = a.astype(np.int32), b.astype(np.int32)
-    scale = float(np.sqrt(float(a32 @ a32) * float(b32 @ b32)))
-    return float(a32 @ b32) / scale if scale else 0.0
+    return float(unit(a) @ unit(b))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +106,15 @@ class Capability:
     zones: tuple[str, ...] = (GENERAL,)
     """Labels of the data it may see."""
 
+    @cached_property
+    def directions(self) -> tuple[tuple[Skill, ...], NDArray[np.float32]]:
+        """The skills with a direction, as long as the first one's, and these at length 1: a row each."""
+        first = next((s.vector for s in self.skills if s.vector is not None), None)
+        if first is None:
+            return (), np.empty((0, 0), np.float32)
+        skills = tuple(s for s in self.skills if s.vector is not None and s.vector.shape == first.shape)
+        return skills, np.stack([unit(s.vector) for s in skills if s.vector is not None])
+
     def model(self, name: str) -> ModelInfo | None:
         """Return the model called `name`, or None."""
         return next((m for m in self.models if m.name == name), None)
@@ -111,6 +129,11 @@ class Load:
     free_slots: int = 0
     queued: int = 0
     """Queries that wait for a slot."""
+    running: tuple[float, ...] = ()
+    """Of each query that runs, the seconds of work that are left, alone on the model: what tells how long one
+    more would take beside them."""
+    waiting_s: float = 0.0
+    """Seconds of work, alone on the model, of all that wait."""
 
 
 VERSION_MAX = 2**62

@@ -76,6 +76,10 @@ class Generate:
     job: JobId
     messages: Annotated[tuple[Message, ...], msgspec.Meta(max_length=LIMITS.messages_max)]
     options: Options = field(default_factory=Options)
+    accepted: Annotated[tuple[Count, ...], msgspec.Meta(max_length=LIMITS.max_tokens_max)] = ()
+    """Tokens of the answer that exist already, in this model's vocabulary: it goes on after them."""
+    accepted_text: str = ""
+    """Their text, where another model wrote them; it goes on after it."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class Model:
         self.train_tokens: int = llama.llama_model_n_ctx_train(self.handle)
         self.dimensions: int = llama.llama_model_n_embd(self.handle)
         self.add_bos: bool = llama.llama_vocab_get_add_bos(self.vocab)
+        self.tokens: int = llama.llama_vocab_n_tokens(self.vocab)
+        """Size of its vocabulary."""
         self.bos: int = llama.llama_vocab_bos(self.vocab)
         self.eos: int = llama.llama_vocab_eos(self.vocab)
         self.sliceable = not (

@@ -91,8 +91,11 @@ class Echo:
         if length >= self._load.context_tokens:
             return [overlong(length, self._load.context_tokens, request.job)]
         budget = min(request.options.max_tokens, self._load.context_tokens - length)
+        written = len(request.accepted) or len(request.accepted_text.split())
+        if written >= budget:
+            return [Finished(request.job, Usage(length, written), "length")]
         text = AnswerText(request.options.stop)
-        self._waiting.append(_Job(request, words(request.messages), length, text, budget))
+        self._waiting.append(_Job(request, words(request.messages), length, text, budget, written=written))
         return []
 
     def abort(self, job: str) -> list[Event]:
@@ -132,7 +135,7 @@ class Echo:
 
     def _say(self, job: _Job, events: list[Event]) -> bool:
         """Write one token. Returns whether the answer has ended."""
-        reason: FinishReason | None = "stop" if job.written == len(job.answer) else None
+        reason: FinishReason | None = "stop" if job.written >= len(job.answer) else None
         if reason is None:
             word = job.answer[job.written]
             job.written += 1

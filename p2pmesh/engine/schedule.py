@@ -59,6 +59,8 @@ class _Job:
     last: int = -1
     """The token to decode next; -1 while the prompt is being read."""
     written: int = 0
+    accepted: int = 0
+    """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
     known: int = 0
     """Tokens of its prompt that an earlier prompt shares: where the common prefix is taken."""
 
@@ -102,10 +104,23 @@ class Schedule:
         prompt = np.array(self.prompt_tokens(request.messages), np.int32)
         if len(prompt) >= self._context_tokens:
             return [overlong(len(prompt), self._context_tokens, request.job)]
-        budget = min(request.options.max_tokens, self._context_tokens - len(prompt))
+        accepted = self._accepted(request)
+        if accepted is None:
+            return [Failed(request.job, Reason.BAD_REQUEST, "it cannot go on after tokens it does not have")]
+        budget = min(request.options.max_tokens, self._context_tokens - len(prompt)) - len(accepted)
+        if budget <= 0:  # whoever wrote it was lost before it could say that this is all
+            return [Finished(request.job, Usage(len(prompt), len(accepted)), "length")]
         stop = request.options.stop if self._template.own else (*request.options.stop, "<|im_end|>")
-        self._waiting.append(_Job(request.job, prompt, budget, request, AnswerText(stop)))
+        job = _Job(request.job, prompt, budget, request, AnswerText(stop))
+        job.prompt, job.accepted = np.concatenate([prompt, accepted]), len(accepted)
+        self._waiting.append(job)
         return []
+
+    def _accepted(self, request: Generate) -> Tokens | None:
+        """Return what it is to go on after, in our tokens; None: some are none of ours."""
+        ids = request.accepted or self._model.tokenize(request.accepted_text, control=False)
+        tokens = np.array(ids, np.int64)
+        return tokens.astype(np.int32) if (tokens < self._model.tokens).all() else None
 
     def prompt_tokens(self, messages: tuple[Message, ...]) -> list[int]:
         """Return the whole prompt in tokens. What people wrote never becomes a control token."""
@@ -241,7 +256,8 @@ class Schedule:
         if not job.text.stopped:
             self._say(job, job.text.flush(), events)
         self._leave(job)
-        events.append(Finished(job.id, Usage(len(job.prompt), job.written), reason))
+        usage = Usage(len(job.prompt) - job.accepted, job.accepted + job.written)
+        events.append(Finished(job.id, usage, reason))
 
     def _say(self, job: _Job, released: tuple[tuple[int, ...], str], events: list[Event]) -> None:
         tokens, text = released

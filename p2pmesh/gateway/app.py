@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,12 +23,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from p2pmesh.errors import MeshError, Reason
 from p2pmesh.gateway import chat, openai
 from p2pmesh.peer.peer import Member, Peer
-from p2pmesh.query import AUTO
+from p2pmesh.query import AUTO, QueryId
 
 
 class _Explain(msgspec.Struct):
     prompt: str
     model: str = AUTO
+
+
+class _Feedback(msgspec.Struct):
+    id: str
+    rating: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
 class OwnHostOnly:
@@ -68,6 +73,7 @@ def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
         Route("/mesh/v1/status", door.status),
         Route("/mesh/v1/peers", door.peers),
         Route("/mesh/v1/explain", door.explain, methods=["POST"]),
+        Route("/mesh/v1/feedback", door.feedback, methods=["POST"]),
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
         Route("/healthz", door.health),
     ]
@@ -172,6 +178,16 @@ class _Door:
             for row in decision.table
         ]
         return JSONResponse({"decision": decision.kind.value, "why": decision.explain(), "table": rows})
+
+    async def feedback(self, request: Request) -> Response:
+        """Take a rating of an answer given here. Of one not known, or rated already, nothing is learnt."""
+        body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
+        try:
+            said = msgspec.json.decode(body, type=_Feedback)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise openai.BadRequest(str(exc)) from None
+        self._peer.rate(QueryId(said.id.removeprefix("chatcmpl-")), said.rating)
+        return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
         return JSONResponse({"stopping": True}, background=BackgroundTask(self._stop_soon))

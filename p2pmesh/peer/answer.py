@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 
 import trio
 
@@ -29,8 +30,9 @@ class Answer:
     One task may iterate. What has not been read is kept, at most `max_tokens` of it.
     """
 
-    def __init__(self, query_id: QueryId) -> None:
+    def __init__(self, query_id: QueryId, rate: Callable[[QueryId, float], None]) -> None:
         self.id = query_id
+        self._rate = rate
         self.text = ""
         """What has arrived so far."""
         self.usage = Usage()
@@ -90,6 +92,11 @@ class Answer:
         async for _ in self:
             pass
         return self
+
+    def rate(self, outcome: float) -> None:
+        """Say what the whole answer was worth, from 0, worthless, to 1; 0 too where it failed your own check.
+        Raises ValueError outside 0..1."""
+        self._rate(self.id, outcome)
 
     def put(self, outcome: e.Deliver | e.Fail) -> None:
         """Take the next thing that came of the query. For the driver."""

@@ -87,9 +87,17 @@ class EngineHandle:
         self._served = False
         """Whether this child has ended a job well."""
 
-    def generate(self, job: str, messages: tuple[Message, ...], options: Options) -> None:
-        """Start an answer. Raises `LocalProtocolError` when a job of that name is alive."""
-        self._submit(base.Generate(job, messages, options))
+    def generate(
+        self,
+        job: str,
+        messages: tuple[Message, ...],
+        options: Options,
+        accepted: tuple[int, ...] = (),
+        accepted_text: str = "",
+    ) -> None:
+        """Start an answer, or go on with one: after `accepted`, tokens this very model wrote, or else after
+        `accepted_text`. Raises `LocalProtocolError` when a job of that name is alive."""
+        self._submit(base.Generate(job, messages, options, accepted, accepted_text))
 
     def embed(self, job: str, texts: tuple[str, ...]) -> None:
         """Start embedding at most `base.TEXTS_MAX` texts. Raises as `generate` does."""

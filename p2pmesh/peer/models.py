@@ -79,9 +79,14 @@ class Models:
     def generate(self, query: Query, model: str) -> None:
         """Start an answer; its end comes as an event in any case."""
         served = self._served[model]
-        served.engine.generate(
-            _job(query.id, query.attempt), _prompted(query.messages, served.config), query.options
-        )
+        job, messages = _job(query.id, query.attempt), _prompted(query.messages, served.config)
+        accepted = query.accepted
+        if accepted is None:
+            served.engine.generate(job, messages, query.options)
+        elif served.engine.info is not None and accepted.digest == served.engine.info.digest:
+            served.engine.generate(job, messages, query.options, accepted.tokens)
+        else:
+            served.engine.generate(job, messages, query.options, (), accepted.text)
 
     def abort(self, query_id: QueryId, attempt: int) -> None:
         """Stop an answer."""

@@ -125,12 +125,21 @@ class Peer:
             hops_left=self.config.limits.hops_max // 2,
             budget_s=budget_s,
         )
-        answer = Answer(query.id)
+        answer = Answer(query.id, self.rate)
         self._driver.ask(query, answer.put)
         try:
             yield answer
         finally:
             self._driver.cancel(query.id)
+
+    def rate(self, query_id: QueryId, outcome: float) -> None:
+        """Say what an answer of this peer's was worth, from 0, worthless, to 1: who answers such queries next
+        is decided with it. `Answer.rate` does the same. Of a query that was not answered here, or long ago,
+        or rated before, nothing is learnt. Raises ValueError outside 0..1.
+        """
+        if not 0.0 <= outcome <= 1.0:
+            raise ValueError(f"a rating lies within 0..1, not {outcome!r}")
+        self._driver.feed(e.Rated(query_id, outcome))
 
     async def explain(self, prompt: str, *, model: str = AUTO) -> Decision:
         """Return the decision this peer would take for `prompt`, without asking anybody. Raises EngineError

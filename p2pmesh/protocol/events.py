@@ -76,6 +76,15 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Rated:
+    """Whoever asked says what the answer was worth, or that it failed his check."""
+
+    query_id: QueryId
+    outcome: float
+    """0: worthless, 1: all that could be asked for."""
+
+
+@dataclass(frozen=True)
 class Generated:
     """The model wrote something. `index` counts from 0 in this run."""
 
@@ -133,6 +142,7 @@ Event: TypeAlias = (
     | Asked
     | Cancelled
     | Embedded
+    | Rated
     | Generated
     | Finished
     | Failed

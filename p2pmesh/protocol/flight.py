@@ -1,14 +1,23 @@
-"""One query at one peer: what is remembered of it between two events. Plain state; `relay` moves it."""
+"""The queries at one peer: what is remembered of each between two events, and what upstream is told of it.
+
+Plain state and its ends; `relay` decides what becomes of it. Upstream is the peer that passed the query on,
+or whoever asked here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from p2pmesh.config import Config
 from p2pmesh.errors import Reason
-from p2pmesh.protocol.messages import Refuse
+from p2pmesh.protocol.alarms import Alarms
+from p2pmesh.protocol.events import Deliver, Effect, Fail, Placed, Send
+from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse, Tokens
 from p2pmesh.protocol.routing import Decision
-from p2pmesh.query import Hop, Query, QueryId
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId
 from p2pmesh.record import PeerId
 
 
@@ -16,6 +25,8 @@ class Phase(Enum):
     """How far a query has come at this peer."""
 
     EMBEDDING = auto()
+    DIALLING = auto()
+    """It goes downstream as soon as there is a link."""
     OFFERED = auto()
     """Sent downstream; not yet accepted."""
     RELAYING = auto()
@@ -44,6 +55,16 @@ class Flight:
     """Of the next chunk."""
     tokens: int = 0
     """Received from downstream."""
+    digest: str = ""
+    """Of the model that writes, once placed."""
+    mixed: bool = False
+    """Whether more than one model has written."""
+    written: list[int] = field(default_factory=list)
+    """All tokens of the answer so far. Kept where it was asked alone, to go on from."""
+    text: list[str] = field(default_factory=list)
+    """What they spell."""
+    onward: Forward | None = None
+    """What waits for the link while it is dialled."""
     crashes: int = 0
     """Models that crashed over it."""
     placed: bool = False
@@ -56,6 +77,207 @@ class Flight:
     def ident(self) -> tuple[QueryId, int]:
         """The query and the attempt: what every message about it begins with."""
         return self.query.id, self.query.attempt
+
+    def accepted(self) -> Accepted | None:
+        """Return what there is of the answer, for another peer to go on from; None: nothing."""
+        if not self.index:
+            return None
+        digest = "" if self.mixed else self.digest
+        return Accepted(tuple(self.written), "".join(self.text), self.index, digest)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of this attempt's answer has passed through here."""
+        accepted = self.query.accepted
+        return self.index > (0 if accepted is None else accepted.chunks)
+
+    @property
+    def due(self) -> float:
+        """When something has to be done about it."""
+        due = self.deadline
+        if self.downstream is not None:
+            due = min(due, self.silent_at)
+        if self.upstream is not None:
+            due = min(due, self.alive_at)
+        return due
+
+
+class Flights:
+    """All of them, by query. Of one query there is one flight: the newest attempt."""
+
+    def __init__(self, config: Config, out: list[Effect], answered: Callable[[Query, Ended], None]) -> None:
+        """`answered` hears of each answer that whoever asked here has got."""
+        self._answered = answered
+        self._config = config.relay
+        self._excluded_max = config.limits.excluded_max
+        self._out = out
+        self._table: dict[QueryId, Flight] = {}
+        self._alarms: Alarms[QueryId] = Alarms()
+        self._seen: OrderedDict[tuple[QueryId, int], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[Flight]:
+        """Go through those that there are now, whatever becomes of them meanwhile."""
+        return iter(list(self._table.values()))
+
+    def __contains__(self, flight: Flight) -> bool:
+        """Return whether `flight` still flies."""
+        return self._table.get(flight.query.id) is flight
+
+    # -- which ----------------------------------------------------------------------------------------
+
+    def get(self, query_id: QueryId) -> Flight | None:
+        """Return the flight of a query, whatever its attempt."""
+        return self._table.get(query_id)
+
+    def find(self, query_id: QueryId, attempt: int) -> Flight | None:
+        """Return the flight of this very attempt; None: what is said of it is stale."""
+        flight = self._table.get(query_id)
+        return flight if flight is not None and flight.query.attempt == attempt else None
+
+    def toward(self, peer: PeerId, query_id: QueryId, attempt: int) -> Flight | None:
+        """Return the flight of this attempt whose downstream is `peer`."""
+        flight = self.find(query_id, attempt)
+        return flight if flight is not None and flight.downstream == peer else None
+
+    def here(self, query_id: QueryId, attempt: int) -> Flight | None:
+        """Return the flight of this attempt if this peer serves it."""
+        flight = self.find(query_id, attempt)
+        return flight if flight is not None and flight.phase is Phase.LOCAL else None
+
+    def was_seen(self, query: Query) -> bool:
+        """Return whether this attempt of `query` has been here, and is over."""
+        return (query.id, query.attempt) in self._seen
+
+    # -- time -----------------------------------------------------------------------------------------
+
+    def watch(self, flight: Flight) -> None:
+        """Something of it falls due earlier than it did."""
+        self._alarms.set(flight.query.id, flight.due)
+
+    def due(self, now: float) -> list[Flight]:
+        """Return those about which something has to be done; each must be watched again."""
+        flights = []
+        for query_id in self._alarms.ringing(now):
+            flight = self._table.get(query_id)
+            if flight is None:
+                continue
+            if flight.due <= now:
+                flights.append(flight)
+            else:
+                self._alarms.set(query_id, flight.due)  # it was put off since
+        return flights
+
+    @property
+    def deadline(self) -> float:
+        """When `due` may have something to return next."""
+        return self._alarms.next
+
+    # -- begin and end --------------------------------------------------------------------------------
+
+    def add(self, flight: Flight) -> None:
+        """A query has come."""
+        if flight.query.accepted is not None:
+            flight.index = flight.query.accepted.chunks
+            flight.tokens = len(flight.query.accepted.tokens)
+        self._table[flight.query.id] = flight
+        self.watch(flight)
+
+    def forget(self, flight: Flight) -> None:
+        """It is over here; that it was here is remembered for a while."""
+        self._table.pop(flight.query.id, None)
+        self._alarms.drop(flight.query.id)
+        self._seen[flight.ident] = None
+        if len(self._seen) > self._config.seen_max:
+            self._seen.popitem(last=False)
+
+    def complete(self, flight: Flight, ended: Ended) -> None:
+        """The answer is whole."""
+        if flight.upstream is None:
+            self._out.append(Deliver(flight.query.id, ended))
+            self._answered(flight.query, ended)
+        else:
+            self._out.append(Send(flight.upstream, End(*flight.ident, flight.index, ended)))
+        self.forget(flight)
+
+    def end_badly(
+        self,
+        flight: Flight,
+        reason: Reason,
+        detail: str,
+        retry_after_s: float = 0.0,
+        dead: tuple[PeerId, ...] = (),
+    ) -> None:
+        """There will be no more from here; `dead` were found dead."""
+        if flight.upstream is None:
+            path = flight.path or flight.query.path
+            self._out.append(Fail(flight.query.id, reason, detail, path, retry_after_s))
+        elif flight.begun:
+            error = Error(*flight.ident, reason, detail, dead[: self._excluded_max])
+            self._out.append(Send(flight.upstream, error))
+        else:
+            self.refuse(flight.upstream, flight.query, reason, detail, retry_after_s, dead)
+        self.forget(flight)
+
+    # -- what is said of it ---------------------------------------------------------------------------
+
+    def refuse(
+        self,
+        peer: PeerId,
+        query: Query,
+        reason: Reason,
+        detail: str,
+        retry_after_s: float = 0.0,
+        dead: tuple[PeerId, ...] = (),
+    ) -> None:
+        """Tell `peer` that `query` is not for us."""
+        refusal = Refuse(
+            query.id,
+            query.attempt,
+            reason,
+            detail,
+            retry_after_s,
+            query.prompt_tokens,
+            dead[: self._excluded_max],
+        )
+        self._out.append(Send(peer, refusal))
+
+    def place(self, flight: Flight, path: tuple[Hop, ...], eta_s: float, digest: str, now: float) -> None:
+        """It sits where it will be answered, by the model with `digest`."""
+        flight.mixed = flight.mixed or (flight.index > 0 and digest != flight.digest)
+        flight.placed, flight.path, flight.digest = True, path, digest
+        if flight.upstream is None:
+            self._out.append(Deliver(flight.query.id, Placed(path, eta_s)))
+        else:
+            flight.alive_at = now + self._config.keepalive_s
+            self._out.append(Send(flight.upstream, Accept(*flight.ident, True, eta_s, path, digest)))
+
+    def pass_up(self, flight: Flight, chunk: Chunk, now: float) -> None:
+        """The next piece of its answer."""
+        flight.index = chunk.index + 1
+        if flight.upstream is None:
+            flight.written.extend(chunk.tokens)
+            flight.text.append(chunk.text)
+            self._out.append(Deliver(flight.query.id, chunk))
+        else:
+            flight.alive_at = now + self._config.keepalive_s
+            self._out.append(Send(flight.upstream, Tokens(chunk)))
+
+    def say_alive(self, flight: Flight, now: float) -> None:
+        """No token flows, and it is still being seen to."""
+        flight.alive_at = now + self._config.keepalive_s
+        if flight.upstream is not None:
+            sign = Accept(*flight.ident, flight.placed, 0.0, flight.path, flight.digest)
+            self._out.append(Send(flight.upstream, sign))
+
+    def release(self, flight: Flight) -> None:
+        """Downstream need not go on."""
+        if flight.downstream is not None and flight.phase is not Phase.DIALLING:
+            self._out.append(Send(flight.downstream, Cancel(*flight.ident)))
+        flight.downstream = flight.onward = None
 
 
 def verdict(heard: Refuse | None, decision: Decision) -> tuple[Reason, str, float]:

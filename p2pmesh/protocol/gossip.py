@@ -1,14 +1,16 @@
-"""What they can do, and how busy they are: gossip at two speeds.
+"""What they can do: records, announced by name and pulled once.
 
-Records are announced by name and pulled once; digests repair what was missed. Load goes straight to the
-links when it moved, and is not passed on: a global load table goes stale and herds. It verifies every record
-and says so to membership; it knows nothing of probes and queries.
+Digests repair what was missed: one sum for each of a few buckets of peers, so that two who know the same find
+out in 300 bytes, however many they know. It verifies every record and says so to membership; it knows nothing
+of probes, loads and queries.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from random import Random
 from typing import Protocol
 
@@ -17,17 +19,24 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.events import Effect, Notify, Send
 from p2pmesh.protocol.membership import Membership
 from p2pmesh.protocol.messages import (
+    DIGEST_BUCKETS,
     DISTANCE_MAX,
     Announce,
     Digest,
     Line,
-    LoadReport,
+    Lines,
     Pull,
     Records,
+    Seek,
     Status,
 )
-from p2pmesh.record import VERSION_MAX, Capability, Load, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.record import VERSION_MAX, Capability, PeerId, PeerRecord, SignedRecord, Version
 
+_NEW_MAX = 4
+"""New links that are compared with at once; one more learns as all do. A guess: a few are enough to join two
+meshes."""
+_DIGEST_PAUSE_S = 0.25
+"""Seconds between digests to new links. A guess: time for the first to teach us what the second would."""
 _PULL_PATIENCE_S = 2.0
 """Seconds until an unanswered pull is made again from whoever announces next."""
 
@@ -42,16 +51,6 @@ class Signer(Protocol):
     def verify(self, peer: PeerId, body: bytes, signature: bytes) -> bool:
         """Return whether `peer` signed `body`. Never raises."""
         ...
-
-
-@dataclass
-class Known:
-    """The last load a link reported, and what we have sent it since."""
-
-    load: Load
-    at: float
-    sent_s: float = 0.0
-    """Work, in seconds, that we passed to it since: it is not in its report yet."""
 
 
 class Gossip:
@@ -70,6 +69,8 @@ class Gossip:
     ) -> None:
         self.records: dict[PeerId, SignedRecord] = {}
         self.rejected = 0
+        self.changes = 0
+        """Counts changes of `records`."""
         self._config = config.gossip
         self._limits = config.limits
         self._codec = codec
@@ -77,14 +78,15 @@ class Gossip:
         self._membership = membership
         self._rng = rng
         self._out = out
-        self._loads: dict[PeerId, Known] = {}
         self._fresh: dict[PeerId, int] = {}
         self._pulls: dict[PeerId, float] = {}
+        self._foretold: dict[PeerId, tuple[PeerId, int]] = {}
+        """Who told last of a record that we lack, and how far it is from there."""
         self._announce_at = math.inf
         self._digest_at = now + self._config.digest_interval_s
-        self._load = Load()
-        self._load_sent: tuple[float, Load] = (-math.inf, Load())
-        self._load_at = now + self._config.load_keepalive_s
+        self._digest_last = -math.inf
+        self._new: list[PeerId] = []
+        """Links not compared with yet."""
         self.me = self._sign(record)
         self._freshen(record.id, now)
 
@@ -116,76 +118,91 @@ class Gossip:
         body = self._codec.encode_record(record)
         return SignedRecord(record, body, self._signer.sign(body))
 
-    def own_load(self, load: Load, now: float) -> None:
-        """Note how busy this peer is; the links hear of it when it moved."""
-        self._load = load
-        sent_at, sent = self._load_sent
-        moved = abs(max(0.0, sent.remaining_s - (now - sent_at)) - load.remaining_s)
-        turned = (sent.free_slots == 0) != (load.free_slots == 0)
-        if moved > self._config.load_delta_s or turned:
-            self._load_at = min(self._load_at, max(now, sent_at + self._config.load_interval_min_s))
-
-    # -- what others ask of it ------------------------------------------------------------------------
-
-    def wait_s(self, peer: PeerId, now: float) -> float:
-        """Return the seconds until `peer` can begin another query, as last reported and drained since."""
-        known = self._loads.get(peer)
-        if known is None:
-            return 0.0
-        return max(0.0, known.load.remaining_s + known.sent_s - (now - known.at))
-
-    def load(self, peer: PeerId) -> Load | None:
-        """Return what `peer` last reported, or None."""
-        known = self._loads.get(peer)
-        return None if known is None else known.load
-
-    def sent(self, peer: PeerId, work_s: float, now: float) -> None:
-        """We passed `work_s` seconds of work to `peer`, which its reports do not show yet."""
-        known = self._loads.setdefault(peer, Known(Load(), now))
-        known.sent_s += work_s
-
     @property
     def deadline(self) -> float:
         """When `advance` has something to do next."""
-        return min(self._announce_at, self._digest_at, self._load_at)
+        return min(self._announce_at, self._digest_at)
 
     # -- events ---------------------------------------------------------------------------------------
 
     def connected(self, peer: PeerId, now: float) -> None:
-        """Tell a new link all we know, and how busy we are."""
-        self._out.append(Send(peer, Digest(self._lines(peer, None))))
-        self._out.append(Send(peer, LoadReport(self._load)))
+        """Compare what we know with a new link soon; not with all at once, or a peer that comes would be told
+        the same by each."""
+        if len(self._new) < _NEW_MAX and peer not in self._new:
+            self._new.append(peer)
+        self._digest_at = min(self._digest_at, max(now, self._digest_last + _DIGEST_PAUSE_S))
         if peer in self.records:
             self._freshen(peer, now)  # the way to it is new
 
     def disconnected(self, peer: PeerId, now: float) -> None:
-        """Forget its load; tell the others of the ways that went with it."""
-        self._loads.pop(peer, None)
+        """Tell the others of the ways that went with it, and ask them for other ways."""
         for ident in self.records:
             if self._membership.route(ident) is None or ident == peer:
                 self._freshen(ident, now)
 
-    def on_lines(self, peer: PeerId, message: Announce | Digest, now: float) -> None:
-        """Pull what is news; to a digest, announce what the sender lacks."""
+    def on_digest(self, peer: PeerId, message: Digest) -> None:
+        """Tell `peer` all we hold where it holds something else."""
+        mine = self._sums()
+        differing = tuple(
+            i for i, (a, b) in enumerate(zip(mine, _unpack(message.sums), strict=True)) if a != b
+        )
+        if differing:
+            idents = [i for i in self._all() if _bucket(i) in differing]
+            self._out.append(Send(peer, Lines(differing, self._lines(peer, idents))))
+
+    def on_lines(self, peer: PeerId, message: Lines, now: float) -> None:
+        """These are all that `peer` holds in some buckets: pull what is news, announce what it lacks."""
+        self._on_told(peer, message.lines, now)
+        theirs = {line.id: line.version for line in message.lines}
+        buckets = set(message.buckets)
+        newer = [
+            i
+            for i, r in self._all().items()
+            if _bucket(i) in buckets and (i not in theirs or theirs[i] < r.record.version)
+        ]
+        if newer:
+            self._out.append(Send(peer, Announce(self._lines(peer, newer))))
+
+    def on_announce(self, peer: PeerId, message: Announce, now: float) -> None:
+        """Pull what is news."""
+        self._on_told(peer, message.lines, now)
+
+    def on_seek(self, peer: PeerId, message: Seek) -> None:
+        """Tell `peer` the ways we know."""
+        lines = [line for line in self._lines(peer, list(message.ids)) if line.distance < DISTANCE_MAX]
+        if lines:
+            self._out.append(Send(peer, Announce(tuple(lines))))
+
+    def _on_told(self, peer: PeerId, lines: tuple[Line, ...], now: float) -> None:
         wanted = []
         mine = self.me.record
-        for line in message.lines:
+        for line in lines:
             if line.id == mine.id:
                 if mine.version < line.version:
                     wanted.append(line.id)
                 continue
             if self._membership.outdated(line.id, line.version):
                 self._membership.departed(line.id, line.version)
+                self._heard_again(line)
             else:
                 wanted.append(line.id)
+                self._foretold[line.id] = (peer, line.distance)
+                if len(self._foretold) > self._limits.digest_max:
+                    del self._foretold[next(iter(self._foretold))]
             if self._membership.distance(peer, line.id, line.distance):
                 self._freshen(line.id, now)
         self._pull(peer, wanted, now)
-        if isinstance(message, Digest):
-            theirs = {line.id: line.version for line in message.lines}
-            newer = [i for i, r in self._all().items() if i not in theirs or theirs[i] < r.record.version]
-            if newer:
-                self._out.append(Send(peer, Announce(self._lines(peer, newer))))
+
+    def _heard_again(self, line: Line) -> None:
+        """Others tell what we tell: one round less is enough (Demers: rumour mongering with feedback)."""
+        left = self._fresh.get(line.id)
+        held = self.records.get(line.id)
+        if left is None or held is None or held.record.version != line.version:
+            return
+        if left > 1:
+            self._fresh[line.id] = left - 1
+        else:
+            del self._fresh[line.id]
 
     def _pull(self, peer: PeerId, idents: list[PeerId], now: float) -> None:
         """Ask `peer` for what nobody was asked for just now. Where too many are outstanding to remember
@@ -232,9 +249,16 @@ class Gossip:
                 continue
             if self._membership.heard(record.id, record.version, record.addresses, now):
                 self.records[record.id] = signed
+                self.changes += 1
+                if record.id in self._foretold:
+                    neighbour, links = self._foretold[record.id]
+                    self._membership.distance(neighbour, record.id, links)
                 self._freshen(record.id, now)
+        for signed in message.records:
+            self._foretold.pop(signed.record.id, None)
         for gone in [i for i in self.records if i not in self._membership.members]:
             del self.records[gone]
+            self.changes += 1
 
     def _outlive(self, peer: PeerId, version: Version, now: float) -> None:
         """Publish a record newer than that of a life of ours which we do not remember."""
@@ -244,28 +268,27 @@ class Gossip:
         elif self.me.record.version < version:
             self._publish(self.me.record, version, now)
 
-    def on_load(self, peer: PeerId, message: LoadReport, now: float) -> None:
-        """Note how busy a link is."""
-        self._loads[peer] = Known(message.load, now)
-
     # -- time -----------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """Do what is due: announcements, a digest, our load."""
+        """Do what is due: announcements, a digest."""
         if now >= self._announce_at:
             self._announce(now)
         if now >= self._digest_at:
-            self._digest_at = now + self._config.digest_interval_s
-            if self._membership.links:
-                peer = self._rng.choice(sorted(self._membership.links))
-                self._out.append(Send(peer, Digest(self._lines(peer, None))))
-        if now >= self._load_at:
-            self._load_at = now + self._config.load_keepalive_s
-            self._load_sent = (now, self._load)
-            links = sorted(self._membership.links)
-            if len(links) > self._config.load_set_max:
-                links = self._rng.sample(links, self._config.load_set_max)
-            self._out.extend(Send(peer, LoadReport(self._load)) for peer in links)
+            self._send_digest(now)
+
+    def _send_digest(self, now: float) -> None:
+        """Compare notes with one link: one that is new, or any; and look for lost ways."""
+        links = self._membership.links
+        self._new = [peer for peer in self._new if peer in links]
+        self._digest_last = now
+        if links:
+            peer = self._new.pop(0) if self._new else self._rng.choice(sorted(links))
+            self._out.append(Send(peer, Digest(_pack(self._sums()))))
+            lost = self._membership.lost()[: self._limits.digest_max]
+            if lost:
+                self._out.append(Send(peer, Seek(tuple(lost))))
+        self._digest_at = now + (_DIGEST_PAUSE_S if self._new else self._config.digest_interval_s)
 
     def _announce(self, now: float) -> None:
         idents = list(self._fresh)
@@ -291,15 +314,41 @@ class Gossip:
                 held[ident] = record
         return held
 
-    def _lines(self, peer: PeerId, idents: list[PeerId] | None) -> tuple[Line, ...]:
-        """Lines for `peer` about `idents` (None: all). A way that leads through `peer` is told as none,
-        or two neighbours would each believe that the other knows one."""
+    def _sums(self) -> list[int]:
+        """What we may pass on, as one sum for each bucket of peers: equal sums, equal records."""
+        sums = [0] * DIGEST_BUCKETS
+        for ident, signed in self._all().items():
+            sums[_bucket(ident)] ^= _fingerprint(signed.signature)
+        return sums
+
+    def _lines(self, peer: PeerId, idents: list[PeerId]) -> tuple[Line, ...]:
+        """Lines for `peer` about `idents`. A way that leads through `peer` is told as none, or two neighbours
+        would each believe that the other knows one."""
         lines = []
         held = self._all()
-        for ident in held if idents is None else idents:
+        for ident in idents:
             if ident not in held:
                 continue
             way = (ident, 0) if ident == self.me.record.id else self._membership.route(ident)
             distance = DISTANCE_MAX if way is None or way[0] == peer else way[1]
             lines.append(Line(ident, held[ident].record.version, distance))
         return tuple(lines[: self._limits.digest_max])
+
+
+@lru_cache(maxsize=8_192)
+def _bucket(ident: PeerId) -> int:
+    return hashlib.blake2b(ident.encode(), digest_size=1).digest()[0] % DIGEST_BUCKETS
+
+
+@lru_cache(maxsize=8_192)
+def _fingerprint(signature: bytes) -> int:
+    """64 bits that tell this record from any other, the same on every peer."""
+    return int.from_bytes(hashlib.blake2b(signature, digest_size=8).digest(), "big")
+
+
+def _pack(sums: list[int]) -> bytes:
+    return b"".join(number.to_bytes(8, "big") for number in sums)
+
+
+def _unpack(sums: bytes) -> list[int]:
+    return [int.from_bytes(sums[i : i + 8], "big") for i in range(0, len(sums), 8)]

@@ -8,6 +8,7 @@ it hands each event to the part that knows, and lets every part do what is due.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from random import Random
 
 from typing_extensions import assert_never
@@ -16,14 +17,25 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.codec import Codec
+from p2pmesh.protocol.directory import ALL_WEIGHED_MAX, Directory
+from p2pmesh.protocol.experience import Experience
 from p2pmesh.protocol.gossip import Gossip, Signer
+from p2pmesh.protocol.linking import Linking
+from p2pmesh.protocol.loads import Loads
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
+from p2pmesh.protocol.ratings import Ratings
 from p2pmesh.protocol.relay import Relay
-from p2pmesh.protocol.routing import Candidate, Decision, Scored, choose
-from p2pmesh.query import Query
-from p2pmesh.record import Load, PeerId, PeerRecord, Version
+from p2pmesh.protocol.routing import Candidate, Decision, Estimates, Scored, choose, score
+from p2pmesh.protocol.stealing import Stealing
+from p2pmesh.query import Ended, Query
+from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Version
+
+_AWAY_S = 0.25
+"""Seconds by which a machine must have been called too late to hold that it was away: its process was
+stopped, or its cores were busy. Longer than the probes' timeout, a guess."""
 
 
 class Machine:
@@ -40,24 +52,56 @@ class Machine:
         self._out: list[e.Effect] = []
         record = PeerRecord(me, Version(epoch, 1), name)
         self._now = now
+        self._deadline = now
+        self._promised = math.inf
+        """The deadline that the host was told; whoever comes later was away. None yet."""
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
         self.gossip = Gossip(record, config, self.codec, signer, self.membership, rng, self._out, now)
-        self._local = Local(config, self._out)
-        self.relay = Relay(me, name, config, self._local, self._plan, self._sent, self._can_embed, self._out)
+        self._directory: tuple[tuple[int, int], Directory] | None = None
+        """The records as arrays, and as of which change."""
+        experience = self._experience = Experience(me, epoch)
+        self._estimates = Estimates(quality=experience.quality)
+        lengths = self._estimates.lengths
+        self._local = Local(config, lengths, self._out)
+        asked = (self._plan, self._sent, self._reach, self._can_embed, self._answered)
+        self.relay = Relay(me, name, config, self._local, lengths, *asked, self._out)
+        self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
+        self.loads = Loads(config, self._linking.load_set, self._out, now)
+        queued, compare = self.loads.queued, self._compare
+        self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
+
+        self._ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
+        self._parts = (
+            self.membership,
+            self._linking,
+            self.gossip,
+            self.loads,
+            self._ratings,
+            self.relay,
+        )
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
     def handle(self, event: e.Event, now: float) -> list[e.Effect]:
         """Return what is to be done about `event`, in order. `now` must not fall."""
         assert now >= self._now, "time runs forward"
+        late = now - max(self._promised, self._now)
+        if late > _AWAY_S:
+            self.relay.excuse(late)
+            self.membership.excuse(late)
         self._now = now
-        self.relay.expire(now)
+        self.relay.advance(now)
         self._dispatch(event, now)
         self.membership.advance(now)
-        self.relay.advance(now)
         self._local.advance(now)
-        self.gossip.own_load(self._local.load(now), now)
+        self._stealing.advance(now)
+        self.loads.own(self._local.load(now), now)
+        self._linking.advance(now)
+        self.loads.advance(now)
+        self._ratings.advance(now)
         self.gossip.advance(now)
+        due = min(part.deadline for part in self._parts)
+        self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
         self._out.clear()
         return effects
@@ -66,8 +110,7 @@ class Machine:
     def deadline(self) -> float:
         """When to call `handle(Tick(), deadline)` if nothing happens before. Always later than the last
         `now`, or a host that waits for it would spin."""
-        due = min(self.membership.deadline, self.gossip.deadline, self.relay.deadline)
-        return due if due > self._now else math.nextafter(self._now, math.inf)
+        return self._deadline
 
     # -- reads, of local knowledge only ---------------------------------------------------------------
 
@@ -83,7 +126,7 @@ class Machine:
 
     def load(self, peer: PeerId) -> Load | None:
         """Return how busy `peer` is: exactly, of this peer; as last reported, of a link; None of others."""
-        return self._local.load(self._now) if peer == self.me else self.gossip.load(peer)
+        return self._local.load(self._now) if peer == self.me else self.loads.of(peer)
 
     # -- events ---------------------------------------------------------------------------------------
 
@@ -101,6 +144,7 @@ class Machine:
                 self.membership.discovered(event.peer, event.addresses, now)
             case e.DialFailed():
                 self.membership.dial_failed(event.peer, now)
+                self.relay.dial_failed(event.peer, now)
             case e.Departed():
                 self.membership.leave(self.gossip.me.record.version)
             case e.Described():
@@ -109,6 +153,8 @@ class Machine:
                 self._asked(event.query, now)
             case e.Cancelled():
                 self.relay.cancel(event.query_id, now)
+            case e.Rated():
+                self._ratings.rated(event.query_id, event.outcome, now)
             case e.Embedded():
                 self.relay.embedded(event, self.gossip.me.record.capability.space, now)
             case e.Generated():
@@ -132,14 +178,22 @@ class Machine:
                 self.membership.on_ping_request(peer, message, now)
             case m.Leave():
                 self.membership.on_leave(peer, message, now)
-            case m.Announce() | m.Digest():
+            case m.Part():
+                self.membership.on_part(peer, now)
+            case m.Announce():
+                self.gossip.on_announce(peer, message, now)
+            case m.Digest():
+                self.gossip.on_digest(peer, message)
+            case m.Lines():
                 self.gossip.on_lines(peer, message, now)
+            case m.Seek():
+                self.gossip.on_seek(peer, message)
             case m.Pull():
                 self.gossip.on_pull(peer, message)
             case m.Records():
-                self.gossip.on_records(peer, message, now)
+                self._on_records(peer, message, now)
             case m.LoadReport():
-                self.gossip.on_load(peer, message, now)
+                self.loads.on_load(peer, message, now)
             case m.Forward():
                 self.relay.on_forward(peer, message.query, now)
             case m.Accept():
@@ -154,23 +208,34 @@ class Machine:
                 self.relay.on_error(peer, message, now)
             case m.Cancel():
                 self.relay.on_cancel(peer, message, now)
+            case m.Outcomes():
+                self._ratings.on_outcomes(peer, message)
+            case m.Steal():
+                self._stealing.on_steal(peer, now)
             case _:
                 assert_never(message)
 
     def _connected(self, peer: PeerId, now: float) -> None:
-        links = self.membership.links
-        if peer not in links and len(links) >= 2 * self._config.membership.links_max:
-            self._out.append(e.Hangup(peer))  # half for those we dial, half for those who dial us
+        if peer not in self.membership.links and not self._linking.make_room():
+            self.membership.part(peer)
             self.membership.dial_failed(peer, now)
+            self.relay.dial_failed(peer, now)
             return
+        self._linking.changed(now)
         self.membership.connected(peer, now)
         if not self.membership.has_left:
             self.gossip.connected(peer, now)
+            self.loads.connected(peer)
+            self.relay.connected(peer, now)
+            self._ratings.connected(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         if peer in self.membership.links:
             self.membership.disconnected(peer, now)
+            self._linking.changed(now)
             self.gossip.disconnected(peer, now)
+            self.loads.disconnected(peer)
+            self._ratings.disconnected(peer)
             self.relay.disconnected(peer, now)
 
     def _asked(self, query: Query, now: float) -> None:
@@ -198,32 +263,129 @@ class Machine:
         if not self.membership.has_left:  # what is said of one who goes is true
             self.gossip.refute(peer, version, self._now)
 
+    def _reach(self, peer: PeerId) -> bool:
+        """Return whether `peer` is linked; if not, dial it."""
+        if peer in self.membership.links:
+            return True
+        self.membership.dial_now(peer)
+        return False
+
     def _can_embed(self) -> bool:
         return bool(self.gossip.me.record.capability.space)
 
     def _sent(self, row: Scored, now: float) -> None:
-        self.gossip.sent(row.next_hop, row.work_s, now)
+        if row.next_hop == row.peer:  # it is not the neighbour on the way that has the work
+            self.loads.sent(row.peer, row.work_s)
+
+    def _own(self) -> Capability:
+        return self.gossip.me.record.capability
+
+    def _known(self, peer: PeerId) -> Capability | None:
+        signed = self.gossip.records.get(peer)
+        return None if signed is None else signed.record.capability
+
+    def _answered(self, query: Query, ended: Ended) -> None:
+        self._ratings.answered(query, ended)
+
+    def _on_records(self, peer: PeerId, message: m.Records, now: float) -> None:
+        before = {signed.record.id: self._minds(signed.record.id) for signed in message.records}
+        self.gossip.on_records(peer, message, now)
+        self._linking.changed(now)
+        for ident, minds in before.items():
+            if minds is not None and self._minds(ident) != minds:
+                self._experience.forget(ident)  # what its old models did says nothing of the new ones
+
+    def _may_see(self, peer: PeerId, zone: str) -> bool:
+        its = self._known(peer)
+        return its is not None and zone in its.zones
+
+    def _minds(self, peer: PeerId) -> frozenset[str] | None:
+        """Return the digests of the models of `peer`; None: it is not known."""
+        its = self._known(peer)
+        return None if its is None else frozenset(model.digest for model in its.models)
+
+    def _topic_of(self, query: Query, peer: PeerId, model: str) -> tuple[str, float] | None:
+        candidates = self._candidates(query, (), self._now)
+        rows = score(query, self.me, candidates, self._estimates, self._config.routing)
+        row = next((row for row in rows if (row.peer, row.model) == (peer, model)), None)
+        its = self._own() if peer == self.me else self._known(peer)
+        if row is None or its is None:
+            return None
+        claims = [skill.quality for skill in its.skills if skill.name == row.skill]
+        return row.skill, claims[0] if claims else self._config.routing.general_quality
+
+    def _evict(self, spare: set[PeerId]) -> bool:
+        """End the oldest link to one of `spare` that no query goes through. Returns whether there was one."""
+        spare -= {p for f in self.relay.flights for p in (f.upstream, f.downstream) if p is not None}
+        if not spare:
+            return False
+        links = self.membership.links
+        peer = min(spare, key=lambda p: (links[p].since, p))
+        self.membership.part(peer)
+        self.gossip.disconnected(peer, self._now)
+        self.loads.disconnected(peer)
+        self._ratings.disconnected(peer)
+        return True
 
     def _plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
-        return choose(query, self.me, self._candidates(query, tried, now), self._config.routing)
+        candidates = self._candidates(query, tried, now)
+        return choose(query, self.me, candidates, self._estimates, self._config.routing)
 
-    def _candidates(self, query: Query, tried: tuple[PeerId, ...], now: float) -> list[Candidate]:
+    def _compare(
+        self, query: Query, peer: PeerId, before: Backlog, now: float
+    ) -> tuple[Scored, float] | None:
+        """Return what `query`, which waits here behind `before`, would be at `peer`, and the seconds of J
+        that it would gain there; None: it may not go there."""
+        flight = self.relay.flights.get(query.id)
+        tried = () if flight is None else flight.tried  # whoever refused it once does so again
+        candidates = self._candidates(query, tried, now, only=(self.me, peer))
+        candidates = [c._replace(backlog=before) if c.peer == self.me else c for c in candidates]
+        rows = score(query, self.me, candidates, self._estimates, self._config.routing)
+        feasible = [row for row in rows if row.why_not is None]
+        there = next((row for row in feasible if row.peer == peer and row.next_hop == peer), None)
+        here = next((row for row in feasible if row.peer == self.me), None)
+        if there is None or here is None or here.continues > there.continues:
+            return None
+        return there, here.j_s - there.j_s
+
+    def _candidates(
+        self, query: Query, tried: tuple[PeerId, ...], now: float, only: Collection[PeerId] = ()
+    ) -> list[Candidate]:
         barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
         mine = self.gossip.me.record
         candidates = []
         if self.me not in barred:
-            wait = self._local.remaining_s(now)
-            candidates.append(Candidate(self.me, self.name, mine.capability, wait, 0.0, self.me))
-        for peer, signed in self.gossip.records.items():
-            way = self.membership.route(peer, barred)
+            backlog = self._local.backlog(now)
+            candidates.append(Candidate(self.me, self.name, mine.capability, backlog, 0.0, self.me))
+        records, links = self.gossip.records, self.membership.links
+        # Who passes a query on can read it, so a neighbour that may not see it is no way to one that may.
+        blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
+        for peer in only or self._worth_weighing(query):
+            signed = records.get(peer)
+            if signed is None:
+                continue
+            way = self.membership.way_to(peer, barred if peer in links else blind)
             if way is None or peer in barred or not self.membership.is_alive(peer):
                 continue
-            wait = self.gossip.wait_s(peer, now)
+            known = self.loads.backlog(peer, now)
             name, capability = signed.record.name or peer[-8:], signed.record.capability
-            candidates.append(Candidate(peer, name, capability, wait, self._rtt_s(*way), way[0]))
+            candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0]))
         return candidates
+
+    def _worth_weighing(self, query: Query) -> Iterable[PeerId]:
+        """All that are known while they are few; else the links, whose load is known, and the likeliest."""
+        records = self.gossip.records
+        if len(records) <= ALL_WEIGHED_MAX:
+            return records
+        changes = (self.gossip.changes, self.membership.changes)
+        if self._directory is None or self._directory[0] != changes:
+            alive = {i: r.record.capability for i, r in records.items() if self.membership.is_alive(i)}
+            self._directory = changes, Directory(alive)
+        likely = self._directory[1].shortlist(query, self._estimates.lengths, self._config.routing)
+        return dict.fromkeys((*self.membership.links, *likely))
 
     def _rtt_s(self, neighbour: PeerId, distance: int) -> float:
         default = self._config.routing.rtt_default_s
-        measured = self.membership.links[neighbour].rtt_s
-        return (default if measured is None else measured) + default * (distance - 1)
+        link = self.membership.links.get(neighbour)
+        measured = default if link is None or link.rtt_s is None else link.rtt_s
+        return measured + default * (distance - 1)

@@ -9,61 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from random import Random
 
 from p2pmesh.config import Config
+from p2pmesh.protocol.alarms import Alarms
 from p2pmesh.protocol.events import Dial, Effect, Hangup, Notify, Send
-from p2pmesh.protocol.messages import DISTANCE_MAX, Ack, Leave, Ping, PingRequest, Status, Update
+from p2pmesh.protocol.member import Member
+from p2pmesh.protocol.messages import DISTANCE_MAX, Ack, Leave, Part, Ping, PingRequest, Status, Update
+from p2pmesh.protocol.probing import Link, Prober
 from p2pmesh.record import PeerId, Version
 
-_RTT_GAIN = 0.125
-"""Share of a new measurement in the smoothed round trip (RFC 6298)."""
 _FOREVER = math.inf
-_SEQ_END = 2**31
-"""Numbers of probes begin again here: the codec carries no higher ones."""
-
-
-@dataclass
-class Member:
-    """What is believed of one peer."""
-
-    id: PeerId
-    version: Version
-    status: Status
-    addresses: tuple[str, ...] = ()
-    expires: float = _FOREVER
-    """When a suspect is dead, or a tombstone forgotten."""
-    dial_at: float = _FOREVER
-    redial_s: float = 0.0
-    dialing: bool = False
-    was_linked: bool = False
-    """The link closed and the redial is under way: its failure is a death."""
-    distances: dict[PeerId, int] = field(default_factory=dict)
-    """Links to it by way of each neighbour, as that neighbour announced."""
-
-
-@dataclass
-class Link:
-    """A neighbour."""
-
-    peer: PeerId
-    rtt_s: float | None = None
-
-
-@dataclass
-class _Probe:
-    """One running probe, ours or on behalf of another."""
-
-    target: PeerId
-    tries: dict[int, float]
-    next_at: float
-    give_up_at: float
-    direct_left: int
-    helpers: frozenset[PeerId] = frozenset()
-    """Asked to probe it too: they, and the target, may answer."""
-    asked_by: tuple[PeerId, int] | None = None
-    """Who wants to know, under which number."""
+_TOLD_AT = 2
+"""Unanswered probes, in a row, after which a suspicion is told to others."""
+_FRESH_S = 2.0
+"""Seconds for which a peer that answered us is not suspected on the word of others. A guess: two probes."""
+_PARTED_S = 30.0
+"""Seconds for which a peer that had no room for us is not dialled. A guess."""
 
 
 class Membership:
@@ -81,15 +43,17 @@ class Membership:
         self.me = me
         self.members: dict[PeerId, Member] = {}
         self.links: dict[PeerId, Link] = {}
+        self.changes = 0
+        """Counts changes of what is believed."""
         self._config = config.membership
         self._dial_discovered = config.net.dial_discovered
         self._rng = rng
         self._out = out
         self._refute = refute
-        self._probes: list[_Probe] = []
-        self._order: list[PeerId] = []
-        self._seq = 0
-        self._probe_at = now + self._config.probe_interval_s
+        self._alarms: Alarms[PeerId] = Alarms()
+        self._prober = Prober(
+            self.links, self._config, rng, out, self._news, self._cleared, self._silent, now, self._suspects
+        )
         self._updates: dict[PeerId, tuple[Update, int]] = {}
         self._left: Version | None = None
         """The version this peer left in; None: it stays."""
@@ -114,13 +78,19 @@ class Membership:
         if peer in self.links and peer not in barred:
             return peer, 1
         member = self.members.get(peer)
-        if member is None:
-            return None
-        ways = [(d + 1, n) for n, d in member.distances.items() if d + 1 < DISTANCE_MAX and n not in barred]
-        if not ways:
-            return None
-        distance, neighbour = min(ways)
-        return neighbour, distance
+        return None if member is None else member.way_past(barred)
+
+    def way_to(self, peer: PeerId, barred: Collection[PeerId] = ()) -> tuple[PeerId, int] | None:
+        """Return as `route` does, but straight to a peer that can be dialled."""
+        member = self.members.get(peer)
+        if member is None or peer in self.links or member.redial_s or not self._may_dial(member):
+            return self.route(peer, barred)
+        return peer, 2  # a dial takes a round trip more
+
+    def lost(self) -> list[PeerId]:
+        """Return the living to whom no way is known."""
+        members = self.members.values()
+        return [m.id for m in members if m.way is None and m.status < Status.DEAD and m.id not in self.links]
 
     @property
     def has_left(self) -> bool:
@@ -130,10 +100,7 @@ class Membership:
     @property
     def deadline(self) -> float:
         """When `advance` has something to do next."""
-        times = [self._probe_at]
-        times.extend(min(p.next_at, p.give_up_at) for p in self._probes)
-        times.extend(min(m.expires, m.dial_at) for m in self.members.values())
-        return min(times)
+        return min(self._prober.deadline, self._alarms.next)
 
     # -- events ---------------------------------------------------------------------------------------
 
@@ -141,27 +108,43 @@ class Membership:
         """A link came up: note it, and tell the peer if it is believed dead, so that it can refute."""
         if self._left is not None:
             self._say_goodbye(peer, self._left)  # whoever dials us now has not heard it yet
-        self.links[peer] = Link(peer)
+        self.links[peer] = Link(peer, now)
         member = self.members.get(peer)
         if member is not None:
             member.dialing = member.was_linked = False
-            member.redial_s = 0.0
+            member.redial_s = member.parted_until = 0.0
             member.dial_at = _FOREVER
-        self._ping(peer, now, direct=1)
+        self._prober.ping(peer, now, direct=1)
 
-    def disconnected(self, peer: PeerId, now: float) -> None:
-        """A link closed: the peer gets no work until it is back, and is dialled at once to see."""
+    def part(self, peer: PeerId) -> None:
+        """End a link for want of room."""
+        self._out.append(Send(peer, Part()))
+        self._out.append(Hangup(peer))
+        if peer in self.members:
+            self.members[peer].was_linked = False  # it came: that it is not dialled now is no death
+        if peer in self.links:
+            self._unlink(peer)
+
+    def _unlink(self, peer: PeerId) -> None:
         del self.links[peer]
         for other in self.members.values():
-            other.distances.pop(peer, None)
-        self._probes = [p for p in self._probes if p.target != peer]
+            other.unlinked(peer)
+        self._prober.forget(peer)
+
+    def disconnected(self, peer: PeerId, now: float) -> None:
+        """A link closed: the peer gets no work until it is back, and is dialled at once to see, unless it
+        said why."""
+        self._unlink(peer)
         member = self.members.get(peer)
-        if member is None or member.status >= Status.DEAD:
+        if member is None or member.status >= Status.DEAD or now < member.parted_until:
             return
-        self._believe(Update(peer, Status.SUSPECT, member.version), now)
         member.was_linked = True
         if self._may_dial(member):
-            member.dial_at = now
+            member.dial_at = now  # and who is dialled is not accused: it would have to refute it everywhere
+            self._suspect(member, now)
+        else:
+            self._believe(Update(peer, Status.SUSPECT, member.version), now)
+        self._watch(member)
         self.advance(now)
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
@@ -177,6 +160,7 @@ class Membership:
         member.redial_s = min(high, max(low, member.redial_s * 2))
         # Spread, so that two peers that always dial at the same moment stop doing so.
         member.dial_at = now + member.redial_s * (0.75 + 0.5 * self._rng.random())
+        self._watch(member)
 
     def discovered(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
         """Somebody says that `peer` is to be had there: dial it. It is no member until its record came."""
@@ -184,6 +168,7 @@ class Membership:
         if member is not None:
             if peer not in self.links and not member.dialing:
                 member.dial_at = now
+                self._watch(member)
         elif self._left is None and peer not in (self.me, *self.links) and self._has_room():
             self._out.append(Dial(peer, addresses))
 
@@ -197,24 +182,17 @@ class Membership:
         elif member.status is not Status.ALIVE:
             self._out.append(Notify(peer, "alive again"))
         member.version, member.addresses, member.status = version, addresses, Status.ALIVE
+        self.changes += 1
         member.expires = _FOREVER
         self._updates.pop(peer, None)
-        if peer not in self.links and not member.dialing and self._may_dial(member):
-            grace = 0.0 if self.me < peer else self._config.dial_grace_s
-            member.dial_at = min(member.dial_at, now + grace)
         return True
 
     def distance(self, neighbour: PeerId, peer: PeerId, links: int) -> bool:
-        """`neighbour` says that it is `links` away from `peer`. Returns whether our own way changed."""
+        """`neighbour` says that it is `links` away from `peer`. Returns whether others should hear of it."""
         member = self.members.get(peer)
         if member is None or neighbour not in self.links or peer == neighbour:
             return False
-        before = self.route(peer)
-        if links >= DISTANCE_MAX:
-            member.distances.pop(neighbour, None)
-        else:
-            member.distances[neighbour] = links
-        return self.route(peer) != before
+        return member.told(neighbour, links) and peer not in self.links
 
     # -- messages -------------------------------------------------------------------------------------
 
@@ -226,32 +204,25 @@ class Membership:
     def on_ping_request(self, peer: PeerId, message: PingRequest, now: float) -> None:
         """Probe for another, if the target is linked."""
         self._absorb(peer, message.updates, now)
-        if message.target in self.links and len(self._probes) < 4 * self._config.links_max:
-            self._ping(message.target, now, direct=1, asked_by=(peer, message.seq))
+        if message.target in self.links:
+            self._prober.ping(message.target, now, direct=1, asked_by=(peer, message.seq))
 
     def on_ack(self, peer: PeerId, message: Ack, now: float) -> None:
         """A probe was answered, by its target or through one who was asked to help."""
         self._absorb(peer, message.updates, now)
-        for probe in self._probes:
-            sent_at = probe.tries.get(message.seq)
-            if sent_at is None or (peer != probe.target and peer not in probe.helpers):
-                continue
-            self._probes.remove(probe)
-            link = self.links.get(peer)
-            if probe.target == peer and link is not None:
-                sample = now - sent_at
-                link.rtt_s = sample if link.rtt_s is None else link.rtt_s + _RTT_GAIN * (sample - link.rtt_s)
-            self._cleared(probe.target)
-            if probe.asked_by is not None:
-                asker, seq = probe.asked_by
-                self._out.append(Send(asker, Ack(seq, ())))
-            return
+        self._prober.on_ack(peer, message, now)
 
     def on_leave(self, peer: PeerId, message: Leave, now: float) -> None:
         """The peer goes on purpose: it is not mourned and not dialled."""
         member = self.members.get(peer)
         if member is not None and member.version <= message.version:
             self._believe(Update(peer, Status.LEFT, message.version), now)
+
+    def on_part(self, peer: PeerId, now: float) -> None:
+        """The peer has no room for us: it lives, and others may have."""
+        member = self.members.get(peer)
+        if member is not None:
+            member.parted_until = now + _PARTED_S
 
     def leave(self, version: Version) -> None:
         """Go, on purpose: say so, end the links, and dial nobody from now on."""
@@ -267,19 +238,22 @@ class Membership:
 
     def advance(self, now: float) -> None:
         """Do what is due: probes, verdicts, dials."""
-        self._advance_probes(now)
-        if now >= self._probe_at:
-            self._probe_at = now + self._config.probe_interval_s
-            self._probe_next(now)
-            self._dial_one(now)
-        for member in list(self.members.values()):
+        self._prober.advance(now)
+        for ident in self._alarms.ringing(now):
+            member = self.members[ident]
             if now >= member.expires:
                 self._expire(member, now)
             if now >= member.dial_at:
                 member.dial_at = _FOREVER
-                if self._may_dial(member) and member.id not in self.links:
+                if self._may_dial(member) and ident not in self.links:
                     member.dialing = True
-                    self._out.append(Dial(member.id, member.addresses))
+                    self._out.append(Dial(ident, member.addresses))
+            if ident in self.members:
+                self._watch(member)
+
+    def _watch(self, member: Member) -> None:
+        """Something is due for `member` earlier than it was."""
+        self._alarms.set(member.id, min(member.expires, member.dial_at))
 
     def _expire(self, member: Member, now: float) -> None:
         if member.status is Status.SUSPECT:
@@ -289,49 +263,28 @@ class Membership:
         else:
             self._forget(member.id)
 
-    def _probe_next(self, now: float) -> None:
-        self._order = [p for p in self._order if p in self.links]
-        if not self._order:
-            self._order = sorted(self.links)
-            self._rng.shuffle(self._order)
-        if self._order:
-            target = self._order.pop()
-            if not any(p.target == target and p.asked_by is None for p in self._probes):
-                self._ping(target, now, direct=self._config.direct_tries)
+    def excuse(self, seconds: float) -> None:
+        """This peer was away for `seconds`, and so for what it did not hear nobody is to blame."""
+        self._prober.excuse(seconds)
+        for member in self.members.values():
+            if member.status is Status.SUSPECT:
+                member.expires += seconds
+                member.suspected_at += seconds
 
-    def _ping(
-        self, target: PeerId, now: float, direct: int, asked_by: tuple[PeerId, int] | None = None
-    ) -> None:
-        give_up = now + self._config.probe_interval_s * 0.9
-        probe = _Probe(target, {}, now, give_up, direct, asked_by=asked_by)
-        self._probes.append(probe)
-        self._try_probe(probe, now)
+    def _silent(self, peer: PeerId, now: float) -> None:
+        """A probe of ours found it silent, directly and through others. The first time may be chance, and is
+        kept to ourselves: an accusation has to be refuted everywhere."""
+        member = self.members.get(peer)
+        if member is not None and member.status is Status.ALIVE:
+            self._suspect(member, now)
+        elif member is not None and member.status is Status.SUSPECT:
+            self._confirm(member)
+            if member.evidence == _TOLD_AT:
+                self._tell(Update(peer, Status.SUSPECT, member.version))
 
-    def _try_probe(self, probe: _Probe, now: float) -> None:
-        self._seq = (self._seq + 1) % _SEQ_END
-        probe.tries[self._seq] = now
-        probe.next_at = now + self._config.probe_timeout_s
-        if probe.direct_left > 0:
-            probe.direct_left -= 1
-            self._out.append(Send(probe.target, Ping(self._seq, self._news(probe.target))))
-            return
-        probe.next_at = _FOREVER
-        if probe.asked_by is None:
-            others = [p for p in self.links if p != probe.target]
-            helpers = self._rng.sample(others, min(len(others), self._config.indirect_peers))
-            probe.helpers = frozenset(helpers)
-            for peer in helpers:
-                self._out.append(Send(peer, PingRequest(self._seq, probe.target, self._news(peer))))
-
-    def _advance_probes(self, now: float) -> None:
-        for probe in list(self._probes):
-            if now >= probe.give_up_at:
-                self._probes.remove(probe)
-                member = self.members.get(probe.target)
-                if probe.asked_by is None and member is not None and member.status is Status.ALIVE:
-                    self._believe(Update(probe.target, Status.SUSPECT, member.version), now)
-            elif now >= probe.next_at:
-                self._try_probe(probe, now)
+    def _suspects(self) -> list[PeerId]:
+        """Return the links that are suspected."""
+        return [p for p in self.links if p in self.members and self.members[p].status is Status.SUSPECT]
 
     # -- beliefs --------------------------------------------------------------------------------------
 
@@ -340,6 +293,8 @@ class Membership:
         member = self.members.get(peer)
         if member is not None and member.status is Status.SUSPECT and peer in self.links:
             member.status, member.expires = Status.ALIVE, _FOREVER
+            self._updates.pop(peer, None)
+            self.changes += 1
 
     def _absorb(self, peer: PeerId, updates: tuple[Update, ...], now: float) -> None:
         """Believe `peer`, within reason: an update is signed by nobody."""
@@ -352,8 +307,11 @@ class Membership:
                 continue
             status = update.status
             if update.id in self.links:
-                # Hearsay does not cut a link of ours: it is told, and refutes, or our own probe decides.
-                status = min(status, Status.SUSPECT)
+                # Hearsay alone does not cut a link of ours: it is told and refutes, or our own probes decide.
+                if now < self.links[update.id].heard_at + _FRESH_S:
+                    continue
+                if member.status is not Status.SUSPECT or member.evidence <= self._config.confirmations:
+                    status = min(status, Status.SUSPECT)
             if status > member.status:
                 # Of the version whose signature we hold: one made up could never be refuted.
                 self._believe(Update(update.id, status, member.version), now)
@@ -370,9 +328,10 @@ class Membership:
         if update.status <= member.status and update.version == member.version:
             return
         member.status, member.version = update.status, update.version
+        self.changes += 1
         if update.status is Status.SUSPECT:
-            spread = max(1.0, math.log10(max(10, len(self.links))))
-            member.expires = now + self._config.suspicion_mult * spread
+            self._suspect(member, now)
+            member.evidence = max(member.evidence, _TOLD_AT)
         else:
             member.expires = now + self._config.tombstone_s
             member.was_linked = False
@@ -384,7 +343,27 @@ class Membership:
             elif not member.dialing and self._may_dial(member):
                 # A partition looks like death from both sides: keep knocking, slowly.
                 member.dial_at = min(member.dial_at, now + self._config.redial_max_s)
+        self._watch(member)
         self._tell(update)
+
+    def _suspect(self, member: Member, now: float) -> None:
+        """Begin to suspect a peer, without a word to others."""
+        member.status, member.suspected_at, member.evidence = Status.SUSPECT, now, 0
+        self.changes += 1
+        self._confirm(member)
+
+    def _confirm(self, member: Member) -> None:
+        """It was silent once more: wait the less before it counts as dead. Lifeguard counts how many others
+        say so; but they repeat what they heard, and our own eyes do not."""
+        enough = self._config.confirmations
+        if member.evidence > enough:
+            return
+        member.evidence += 1
+        least = self._config.suspicion_mult * max(1.0, math.log10(max(10, len(self.links))))
+        most = least * self._config.suspicion_max_mult
+        confirmed = math.log(member.evidence) / math.log(enough + 1)
+        member.expires = member.suspected_at + max(least, most - (most - least) * confirmed)
+        self._watch(member)
 
     def _tell(self, update: Update) -> None:
         rounds = math.ceil(self._config.retransmit_mult * math.log10(len(self.links) + 1))
@@ -394,7 +373,9 @@ class Membership:
         """The least-told updates for `peer`, first of all what concerns itself."""
         chosen = []
         about = self.members.get(peer)
-        if about is not None and about.status is not Status.ALIVE:
+        if about is not None and (
+            about.status > Status.SUSPECT or (about.status is Status.SUSPECT and about.evidence >= _TOLD_AT)
+        ):
             chosen.append(Update(peer, about.status, about.version))
         ranked = sorted(self._updates.items(), key=lambda item: (-item[1][1], item[0]))
         for ident, (update, left) in ranked[: self._config.updates_per_frame_max - len(chosen)]:
@@ -419,18 +400,24 @@ class Membership:
         )
 
     def _has_room(self) -> bool:
-        return len(self.links) < self._config.links_max
+        return len(self.links) < 2 * self._config.links_max
 
-    def _dial_one(self, now: float) -> None:
-        """While there is room for links, try one more of the living: a dial put off because there was none
-        is made up for, and a peer that lost its links finds new ones."""
-        if self._dial_discovered and self._has_room():
-            strange = [
-                m for m in self.members.values() if m.status is Status.ALIVE and m.id not in self.links
-            ]
-            idle = [m for m in strange if not m.dialing and m.dial_at == _FOREVER and self._may_dial(m)]
-            if idle:
-                self._rng.choice(idle).dial_at = now
+    def dial_now(self, peer: PeerId) -> None:
+        """Link to a member at once: something is to be sent there."""
+        member = self.members[peer]
+        if not member.dialing:
+            member.dialing, member.dial_at = True, _FOREVER
+            self._out.append(Dial(peer, member.addresses))
+
+    def dial(self, peer: PeerId, now: float) -> None:
+        """Link to a member, unless a dial is under way, or put off, or somebody else's turn comes first."""
+        member = self.members[peer]
+        if now < member.parted_until:
+            return
+        if peer not in self.links and not member.dialing and member.dial_at == _FOREVER:
+            # Of two who choose each other the lower id dials, and the other a little later.
+            member.dial_at = now + (0.0 if self.me < peer else self._config.dial_grace_s)
+            self._watch(member)
 
     def _forget_one(self, newcomer: PeerId) -> bool:
         """Make room by forgetting the oldest of the departed; for a link of ours, if need be, the farthest
@@ -447,4 +434,5 @@ class Membership:
 
     def _forget(self, peer: PeerId) -> None:
         del self.members[peer]
+        self._alarms.drop(peer)
         self._updates.pop(peer, None)

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from p2pmesh.errors import Reason
+from p2pmesh.protocol.experience import Report
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
 from p2pmesh.record import Load, PeerId, SignedRecord, Version
 
@@ -80,17 +81,42 @@ class Leave:
 
 
 @dataclass(frozen=True)
+class Part:
+    """I end this link, for want of room, and stay: hold me neither for dead nor for one to dial at once."""
+
+
+@dataclass(frozen=True)
 class Announce:
     """Fresh records, by name. Whoever lacks one pulls it."""
 
     lines: tuple[Line, ...]
 
 
+DIGEST_BUCKETS = 32
+"""Buckets that peers are sorted into by a hash of their id: a difference is found without naming them all."""
+
+
 @dataclass(frozen=True)
 class Digest:
-    """All the records I hold, by name. Answered by what differs: a `Pull`, an `Announce`."""
+    """What I hold, in sums. Answered by `Lines` where the receiver holds something else."""
 
+    sums: bytes
+    """For each bucket 64 bits: the exclusive or of its records' fingerprints."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """All the records I hold in these buckets, by name. Answered by what differs: a `Pull`, an `Announce`."""
+
+    buckets: tuple[int, ...]
     lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Seek:
+    """I know no way to these peers. Answered by an `Announce` of those to which the receiver knows one."""
+
+    ids: tuple[PeerId, ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,8 @@ class Accept:
     eta_s: float = 0.0
     """Seconds until its answer is expected to be whole."""
     path: tuple[Hop, ...] = ()
+    digest: str = ""
+    """Of the model that will answer."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +203,8 @@ class Error:
     attempt: int
     reason: Reason
     detail: str = ""
+    dead: tuple[PeerId, ...] = ()
+    """Peers found dead on the way."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +213,18 @@ class Cancel:
 
     query_id: QueryId
     attempt: int
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the sender itself saw of others' answers. Never passed on; nobody is believed about itself."""
+
+    report: Report
+
+
+@dataclass(frozen=True)
+class Steal:
+    """I have nothing to do: hand me a query that waits with you. Answered by a `Forward`, or by nothing."""
 
 
 PeerMessage: TypeAlias = (
@@ -202,5 +244,10 @@ PeerMessage: TypeAlias = (
     | End
     | Error
     | Cancel
+    | Steal
+    | Lines
+    | Seek
+    | Part
+    | Outcomes
 )
 """All of them."""

@@ -7,39 +7,59 @@ messages, members or queues: it gets candidates and returns a decision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from p2pmesh.config import Routing
 from p2pmesh.errors import Reason
+from p2pmesh.protocol.batching import Backlog
+from p2pmesh.protocol.workload import AnswerLength, work_s
 from p2pmesh.query import AUTO, Query
-from p2pmesh.record import Capability, ModelInfo, PeerId, Skill, cosine
+from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, unit
 
-ANSWER_TOKENS_TYPICAL = 128
-"""Tokens an answer is expected to have where more were allowed. A guess until sizes are learned."""
+_CROWD = 2.0
+"""How many times as busy as the others those are held for that everybody would choose. A guess."""
 _CLEAR = 0.05
 """Cosine by which the best skill must lead the next topic's to count wholly: between two skills that are
 equally near, a general peer is the better choice. Measured on 10 topics, as `Routing.near`."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A peer that might serve, seen from here."""
 
     peer: PeerId
     name: str
     capability: Capability
-    wait_s: float
-    """Seconds until its queue, as known here, lets a new query run; exact for this peer itself."""
+    backlog: Backlog | None
+    """What it has to do, as known here, and exactly for this peer itself; None: it never told, and is taken
+    to be as busy as the others are."""
     rtt_s: float
     """Round trip to it, in seconds; 0 for this peer itself."""
     next_hop: PeerId
     """The link it is reached through; itself where it is linked."""
 
 
+def _as_claimed(peer: PeerId, skill: str, claim: float) -> float:
+    return claim
+
+
 @dataclass(frozen=True)
-class Scored:
+class Estimates:
+    """What a peer has learned, by which it reckons."""
+
+    lengths: AnswerLength = field(default_factory=AnswerLength)
+    quality: Callable[[PeerId, str, float], float] = _as_claimed
+    """What a peer's answers in a skill are worth, 0..1, given what it claims."""
+
+
+class Scored(NamedTuple):
     """One model of one candidate, and why it is or is not the one."""
 
     peer: PeerId
@@ -49,9 +69,15 @@ class Scored:
     skill: str
     quality: float
     wait_s: float
+    """Seconds by which what the peer has to do already makes the answer later."""
     work_s: float
+    """Seconds the answer would take on the model alone."""
     rtt_s: float
     j_s: float
+    lot: float = 0.0
+    """What decides between equals."""
+    continues: bool = True
+    """Whether it would go on exactly where an earlier attempt broke off: it is the same model."""
     why_not: Reason | None = None
     """The hard filter it fails; None: feasible."""
 
@@ -94,71 +120,78 @@ class Decision:
         return f"{verb}: {self.chosen.explain()}"
 
 
-def prompt_tokens(query: Query, config: Routing) -> int:
-    """Return the prompt's length in tokens: exact where an engine has told it, else an estimate."""
-    return query.prompt_tokens or max(1, round(query.prompt_bytes / config.bytes_per_token))
-
-
-def work_s(query: Query, model: ModelInfo, config: Routing) -> float:
-    """Return the seconds `model` needs for `query` when it has nothing else to do."""
-    answer = min(query.options.max_tokens, ANSWER_TOKENS_TYPICAL)
-    return prompt_tokens(query, config) / max(model.prefill_tps, 1e-3) + answer / max(model.decode_tps, 1e-3)
-
-
 def fit(similarity: float, config: Routing) -> float:
     """Return how far a skill at this cosine covers a query, 0 at `far` and below to 1 at `near` and above."""
     return min(1.0, max(0.0, (similarity - config.far) / (config.near - config.far)))
 
 
+class Nearness:
+    """How near each skill of the candidates is to one query."""
+
+    def __init__(self, query: Query, candidates: Sequence[Candidate]) -> None:
+        self._cosines: dict[int, float] = {}
+        self._first, self._second = ("", -1.0), -1.0
+        skills: list[Skill] = []
+        rows: list[NDArray[np.float32]] = []
+        width = 0 if query.vector is None else len(query.vector)
+        for capability in (candidate.capability for candidate in candidates):
+            its, directions = capability.directions
+            # Vectors of different spaces do not compare, nor those of different lengths: somebody lies.
+            if its and capability.space == query.space and directions.shape[1] == width:
+                skills += its
+                rows.append(directions)
+        if query.vector is None or not rows:
+            return
+        # One product for all of them: a thousand peers' skills in a millisecond.
+        cosines = (np.concatenate(rows) @ unit(query.vector)).tolist()
+        nearest: dict[str, float] = {}
+        for skill, cosine in zip(skills, cosines, strict=True):
+            self._cosines[id(skill)] = cosine
+            if cosine > nearest.get(skill.name, -1.0):
+                nearest[skill.name] = cosine
+        ranked = sorted(nearest.items(), key=lambda item: (-item[1], item[0]))
+        self._first = ranked[0]
+        self._second = ranked[1][1] if len(ranked) > 1 else -1.0
+
+    def cosine(self, skill: Skill) -> float | None:
+        """Return the cosine between query and skill; None where they do not compare."""
+        return self._cosines.get(id(skill))
+
+    def lead(self, skill: Skill) -> float:
+        """Return the cosine by which it is nearer than the nearest skill of another name."""
+        rival = self._second if skill.name == self._first[0] else self._first[1]
+        return self._cosines[id(skill)] - rival
+
+
 def quality(
-    query: Query, capability: Capability, model: str, rivals: dict[str, float], config: Routing
+    candidate: Candidate, model: str, near: Nearness, estimates: Estimates, config: Routing
 ) -> tuple[float, str]:
     """Return the expected quality 0..1 of this model's answer, and the skill it rests on.
 
-    `rivals` holds the best cosine of each skill name among all candidates. A specialist far from the query,
-    or one whose lead over the next topic is thin, falls below a general peer.
+    A specialist far from the query, or one whose lead over the next topic is thin, falls below a general
+    peer.
     """
     best, name = 0.0, "none"
-    skills = [s for s in capability.skills if s.model in ("", model)]
+    skills = [s for s in candidate.capability.skills if s.model in ("", model)]
     if not skills:
-        skills = [Skill("general", None, config.general_quality)]
+        return estimates.quality(candidate.peer, GENERAL, config.general_quality), GENERAL
     for skill in skills:
-        if skill.vector is None:
-            value = skill.quality
-        elif (similarity := _similarity(query, capability, skill)) is None:
-            value = skill.quality * config.general_quality  # it cannot be known how near it is
-        else:
-            rival = max((s for n, s in rivals.items() if n != skill.name), default=-1.0)
-            clear = 0.5 + 0.5 * min(1.0, max(0.0, (similarity - rival) / _CLEAR))
-            value = skill.quality * fit(similarity, config) * clear
+        value = estimates.quality(candidate.peer, skill.name, skill.quality)
+        if skill.vector is not None:
+            cosine = near.cosine(skill)
+            if cosine is None:
+                value *= config.general_quality  # it cannot be known how near it is
+            else:
+                clear = 0.5 + 0.5 * min(1.0, max(0.0, near.lead(skill) / _CLEAR))
+                value *= fit(cosine, config) * clear
         if value > best:
             best, name = value, skill.name
     return best, name
 
 
-def _similarity(query: Query, capability: Capability, skill: Skill) -> float | None:
-    """The cosine between query and skill; None where they do not compare: vectors of different spaces, or of
-    different lengths, which somebody lies about."""
-    if query.vector is None or skill.vector is None or query.space != capability.space:
-        return None
-    if query.vector.shape != skill.vector.shape:
-        return None
-    return cosine(query.vector, skill.vector)
-
-
-def _rivals(query: Query, candidates: Sequence[Candidate]) -> dict[str, float]:
-    nearest: dict[str, float] = {}
-    for candidate in candidates:
-        for skill in candidate.capability.skills:
-            similarity = _similarity(query, candidate.capability, skill)
-            if similarity is not None:
-                nearest[skill.name] = max(similarity, nearest.get(skill.name, -1.0))
-    return nearest
-
-
-def _why_not(query: Query, candidate: Candidate, model: ModelInfo, config: Routing) -> Reason | None:
-    """The hard filters."""
-    if query.zone not in candidate.capability.zones:
+def why_not(query: Query, its: Capability, model: ModelInfo, config: Routing) -> Reason | None:
+    """Return the hard filter that this model of a peer fails for `query`; None: it may serve it."""
+    if query.zone not in its.zones:
         return Reason.NO_ROUTE
     if query.model not in (AUTO, model.name):
         return Reason.MODEL_NOT_FOUND
@@ -171,63 +204,101 @@ def _why_not(query: Query, candidate: Candidate, model: ModelInfo, config: Routi
     return None
 
 
-def score(query: Query, candidates: Sequence[Candidate], config: Routing) -> tuple[Scored, ...]:
+def score(
+    query: Query, me: PeerId, candidates: Sequence[Candidate], estimates: Estimates, config: Routing
+) -> tuple[Scored, ...]:
     """Return every model of every candidate, the feasible first, each by J; ties by peer id.
 
     Where no feasible one meets the query's budget, quality is given up for time (lambda is 0): the deadline
-    form of the same rule.
+    form of the same rule. An answer that broke off goes to the same model before any other.
     """
-    rivals = _rivals(query, candidates)
-    rows = []
+    near = Nearness(query, candidates)
+    rows: list[Scored] = []
+    unknown: list[Scored] = []
+    waits = [0.0, 0.0]  # of those who told: how many, and seconds in all
     for candidate in candidates:
         for model in candidate.capability.models:
-            value, skill = quality(query, candidate.capability, model.name, rivals, config)
-            work = work_s(query, model, config)
-            time_s = candidate.wait_s + work + candidate.rtt_s
-            rows.append(
-                Scored(
-                    peer=candidate.peer,
-                    name=candidate.name,
-                    model=model.name,
-                    next_hop=candidate.next_hop,
-                    skill=skill,
-                    quality=value,
-                    wait_s=candidate.wait_s,
-                    work_s=work,
-                    rtt_s=candidate.rtt_s,
-                    j_s=time_s + config.lambda_s * (1.0 - value),
-                    why_not=_why_not(query, candidate, model, config),
-                )
+            value, skill = quality(candidate, model.name, near, estimates, config)
+            work = work_s(query, model, config, estimates.lengths)
+            wait = 0.0
+            if candidate.backlog is not None:
+                wait = candidate.backlog.finish_s(work) - work
+                if candidate.peer != me:  # how busy we are says nothing of others
+                    waits[0] += 1
+                    waits[1] += wait
+            row = Scored(
+                peer=candidate.peer,
+                name=candidate.name,
+                model=model.name,
+                next_hop=candidate.next_hop,
+                skill=skill,
+                quality=value,
+                wait_s=wait,
+                work_s=work,
+                rtt_s=candidate.rtt_s,
+                j_s=wait + work + candidate.rtt_s + config.lambda_s * (1.0 - value),
+                continues=query.accepted is None or query.accepted.digest == model.digest,
+                why_not=why_not(query, candidate.capability, model, config),
             )
+            (rows if candidate.backlog is not None else unknown).append(row)
+    rows += _guessed(query, unknown, waits[1] / waits[0] if waits[0] else 0.0)
     feasible = [row for row in rows if row.why_not is None]
     in_time = [row for row in feasible if row.time_s <= query.budget_s]
     if in_time:
-        feasible = sorted(in_time, key=lambda row: (row.j_s, row.peer, row.model))
+        feasible = sorted(in_time, key=lambda row: (not row.continues, row.j_s, row.lot, row.peer, row.model))
     else:
         feasible.sort(key=lambda row: (row.time_s, row.peer, row.model))
     kept = {id(row) for row in feasible}
     return (*feasible, *sorted((r for r in rows if id(r) not in kept), key=lambda r: (r.peer, r.model)))
 
 
-def choose(query: Query, me: PeerId, candidates: Sequence[Candidate], config: Routing) -> Decision:
+def _guessed(query: Query, unknown: list[Scored], wait_s: float) -> list[Scored]:
+    """Return `unknown`, whose load nobody told us, with a guess at it: they are as busy as the others are,
+    and the best of them busier, for everybody chooses them. Those whom the guess makes alike share the
+    queries by lot, each by its speed; or all would send to the same one at once.
+    """
+    best = min((row.j_s for row in unknown if row.why_not is None), default=0.0)
+    level = best + _CROWD * wait_s
+    guessed = []
+    for row in unknown:
+        j_s = max(row.j_s + wait_s, level)
+        digest = blake2b(f"{query.id} {row.peer}".encode(), digest_size=7).digest()
+        turn = -math.log(1.0 - int.from_bytes(digest, "big") / 2**56) * row.work_s
+        guessed.append(row._replace(wait_s=j_s - row.j_s, j_s=j_s, lot=turn))
+    return guessed
+
+
+def choose(
+    query: Query, me: PeerId, candidates: Sequence[Candidate], estimates: Estimates, config: Routing
+) -> Decision:
     """Decide where `query` goes from here. `candidates` includes this peer itself and leaves out the peers it
     has visited or that are excluded.
 
-    A query is passed on only for a clear gain, because what is known of others is old and what is known
-    of ourselves is exact.
+    Where it was asked, the best is taken, and who is on the way to that one passes the query on. A peer that
+    it was sent to passes it on only for a clear gain, and only to one whose load it knows: what is known of
+    others is old, what is known of ourselves is exact, and a query must come to rest.
     """
-    table = score(query, candidates, config)
+    table = score(query, me, candidates, estimates, config)
     feasible = [row for row in table if row.why_not is None]
+    if query.target not in ("", me):
+        bound = next((row for row in feasible if row.peer == query.target), None)
+        if bound is not None and query.hops_left > 0:
+            return Decision(Kind.FORWARD, bound, None, "", table)
+    elif query.target == me:
+        told = {c.peer for c in candidates if c.backlog is not None}
+        feasible = [row for row in feasible if row.peer in told] or feasible
     if not feasible:
         reason, detail = _nobody(query, table, candidates)
         return Decision(Kind.REFUSE, None, reason, detail, table)
     best = feasible[0]
     own = next((row for row in feasible if row.peer == me), None)
     if own is not None and best.peer != me:
-        needed = config.gain_min_s + config.gain_min_share * own.time_s
+        needed = config.gain_min_s + config.gain_min_share * own.time_s if query.target == me else 0.0
         nobody_in_time = best.time_s > query.budget_s
         gain = own.time_s - best.time_s if nobody_in_time else own.j_s - best.j_s
-        if gain < needed and (nobody_in_time or own.time_s <= query.budget_s):
+        if best.continues and not own.continues:
+            gain = math.inf
+        if gain <= needed and (nobody_in_time or own.time_s <= query.budget_s):
             best = own
     if best.peer == me:
         return Decision(Kind.SERVE, best, None, "", table)

@@ -7,8 +7,15 @@ from random import Random
 
 import click
 
+from p2pmesh.sim import learn
+from p2pmesh.sim.chaos import chaos_command
+from p2pmesh.sim.crash import crash_command
+from p2pmesh.sim.detect import detect_command
 from p2pmesh.sim.faults import Faults
+from p2pmesh.sim.oracle import oracle_command
+from p2pmesh.sim.reach import reach_command
 from p2pmesh.sim.report import Report, report
+from p2pmesh.sim.traffic import bytes_command
 from p2pmesh.sim.world import Spec, World
 
 
@@ -35,7 +42,6 @@ def story(
             told.append(f"{world.now:8.2f} s  {faults.strike()}")
         world.run(min(next_query, next_fault if fault_s else until, until) - world.now)
     faults.settle()
-    world.loss = 0.0
     world.run(60.0)
     world.judge.close(world.now)
     return world, report(world, seconds + 63.0), told
@@ -67,6 +73,17 @@ def run(
     for name, value in result.as_dict().items():
         click.echo(f"{name:18} {value}")
 
+
+for command in (
+    oracle_command,
+    chaos_command,
+    detect_command,
+    bytes_command,
+    crash_command,
+    reach_command,
+    learn.main,
+):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -2,27 +2,35 @@
 
 1. Every query asked at a living peer ends, once, within its budget. That nothing reaches the asker after it
    is checked on every delivery and failure; that there was an end at all, at `close` alone.
-2. No gap and no duplicate in any stream; nothing after its end: on every delivery and failure.
-3. No peer generates one attempt of a query twice: on every start of a model.
-4. Every table stays under its bound: its length after every event; what would have to be searched (the ways
+2. No gap and no duplicate in any stream, and nothing of an attempt after a later one; nothing after its end:
+   on every delivery and failure.
+3. No peer generates one attempt of a query twice, and none takes it twice; nobody passes it to a peer on its
+   path: on every start of a model, forward and taking.
+4. No query is sent to a peer that does not bear its zone: on every forward.
+5. Every table stays under its bound: its length after every event; what would have to be searched (the ways
    to each member, and whether links and members that are gone were forgotten) after one of `SEARCH_EVERY`.
-5. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
+6. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
+7. `CONVERGE_S` after the last fault everybody knows everybody who lives and nobody else; and when all budgets
+   are spent nothing is left of any query: at `settled` and `over`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.machine import Machine
+from p2pmesh.protocol.stealing import LOOKED_AT_MAX
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
 from p2pmesh.record import PeerId
 
 _GRACE_S = 0.001
 """Seconds by which an end may be late: rounding of virtual time."""
-
 
 SEARCH_EVERY = 50
 """Events of one peer between two searches of its tables, the first of them included."""
@@ -30,6 +38,9 @@ TICKS_MAX = 100
 """Most ticks of one peer within `TICKS_S`."""
 TICKS_S = 0.001
 """A machine's deadline is always later than now, but by next to nothing when what is due never gets done."""
+CONVERGE_S = 30.0
+"""Seconds after the last fault in which all views must have come right: a dead peer is dialled every
+`redial_max_s`, and an unconfirmed suspicion lasts 24 s."""
 
 
 class Violation(AssertionError):
@@ -50,6 +61,8 @@ class Asking:
     first_at: float | None = None
     over_at: float | None = None
     cancelled: bool = False
+    orphaned: bool = False
+    """Its peer died: it is nobody's any more."""
     excused_until: float = 0.0
     """Its peer was stopped until then, and could not end it in time."""
 
@@ -69,14 +82,29 @@ class Asking:
         return self.path[-1].peer if self.path else None
 
 
+class Host(Protocol):
+    """A peer of the world, as far as it is judged."""
+
+    @property
+    def machine(self) -> Machine:
+        """The machine."""
+        ...
+
+    @property
+    def runs(self) -> Mapping[tuple[QueryId, int], object]:
+        """What its model is writing."""
+        ...
+
+
 class Judge:
     """Watches one world."""
 
     def __init__(self, config: Config) -> None:
         self.askings: dict[QueryId, Asking] = {}
         self._config = config
-        self._generated: set[tuple[PeerId, QueryId, int]] = set()
-        self._dead: set[PeerId] = set()
+        self._generated: dict[PeerId, set[tuple[QueryId, int]]] = {}
+        self._taken: dict[PeerId, set[tuple[QueryId, int]]] = {}
+        self._zones: dict[PeerId, tuple[str, ...]] = {}
         self._checks: dict[PeerId, int] = {}
         self._ticks: dict[PeerId, tuple[float, int]] = {}
         """When the ticks that are being counted began, and how many there were."""
@@ -96,16 +124,47 @@ class Judge:
             if asking.query.origin == ident and asking.over_at is None:
                 asking.excused_until = now
 
+    def started(self, ident: PeerId, zones: tuple[str, ...]) -> None:
+        """A peer begins a life, with nothing remembered of an earlier one."""
+        self._generated[ident], self._taken[ident], self._zones[ident] = set(), set(), zones
+
     def crashed(self, ident: PeerId) -> None:
         """The queries asked there are nobody's any more."""
-        self._dead.add(ident)
+        for asking in self.askings.values():
+            if asking.query.origin == ident and asking.over_at is None:
+                asking.orphaned = True
 
     def generating(self, ident: PeerId, query: Query) -> None:
         """A model starts on it."""
-        key = (ident, query.id, query.attempt)
-        if key in self._generated:
+        key = (query.id, query.attempt)
+        if key in self._generated[ident]:
             raise Violation(f"{ident} generates attempt {query.attempt} of {query.id} twice")
-        self._generated.add(key)
+        self._generated[ident].add(key)
+
+    def handled(self, ident: PeerId, machine: Machine, event: e.Event, effects: list[e.Effect]) -> None:
+        """A machine has handled an event, and wants `effects`."""
+        self.check(ident, machine)
+        for effect in effects:
+            if isinstance(effect, e.Send) and isinstance(effect.message, m.Forward):
+                self._forwarded(ident, effect.peer, effect.message.query)
+        if isinstance(event, e.Received) and isinstance(event.message, m.Forward):
+            self._arrived(ident, event.peer, event.message.query, effects)
+
+    def _forwarded(self, ident: PeerId, target: PeerId, query: Query) -> None:
+        path = [hop.peer for hop in query.path]
+        if target in path or len(set(path)) < len(path) or path[-1] != ident:
+            raise Violation(f"{ident} sends {query.id} to {target} after {' '.join(path)}")
+        if query.zone not in self._zones[target]:
+            raise Violation(f"{ident} shows {query.id} of the zone {query.zone} to {target}")
+
+    def _arrived(self, ident: PeerId, source: PeerId, query: Query, effects: list[e.Effect]) -> None:
+        key = (query.id, query.attempt)
+        said = [x.message for x in effects if isinstance(x, e.Send) and x.peer == source]
+        if any(isinstance(x, m.Refuse) and (x.query_id, x.attempt) == key for x in said):
+            return
+        if key in self._taken[ident]:
+            raise Violation(f"{ident} takes attempt {query.attempt} of {query.id} twice")
+        self._taken[ident].add(key)
 
     def delivered(self, effect: e.Deliver, now: float) -> None:
         """Something reaches the asker."""
@@ -116,6 +175,8 @@ class Judge:
             case Chunk() as chunk:
                 if chunk.index != len(asking.chunks):
                     raise Violation(f"chunk {chunk.index} after {len(asking.chunks)} chunks")
+                if asking.chunks and chunk.attempt < asking.chunks[-1].attempt:
+                    raise Violation(f"a chunk of attempt {chunk.attempt} of {effect.query_id} comes late")
                 asking.chunks.append(chunk)
                 asking.first_at = now if asking.first_at is None else asking.first_at
             case Ended() as ended:
@@ -141,18 +202,26 @@ class Judge:
         """After every event: the tables."""
         limits, members, relay = self._config.limits, self._config.membership, self._config.relay
         links = 2 * members.links_max
+        flights, prober = machine.relay.flights, machine.membership._prober
         records = members.members_max + limits.records_per_frame_max
         tables = (
-            ("flights", machine.relay.flights, relay.flights_max),
-            ("attempts seen", machine.relay._seen, relay.seen_max),
+            ("flights", flights, relay.flights_max),
+            ("attempts seen", flights._seen, relay.seen_max),
+            ("alarms of flights", flights._alarms, relay.flights_max),
             ("members", machine.membership.members, members.members_max),
             ("links", machine.membership.links, links),
-            ("probes", machine.membership._probes, 5 * members.links_max + links),
+            ("alarms of members", machine.membership._alarms, members.members_max),
+            ("probes", prober, 5 * members.links_max + links),
+            ("probes to come", prober._order, links),
+            ("chosen links", machine._linking._chosen, members.links_max),
             ("updates", machine.membership._updates, members.members_max),
             ("records", machine.gossip.records, records),
             ("fresh records", machine.gossip._fresh, records + 1),
             ("pulls", machine.gossip._pulls, limits.digest_max),
-            ("loads", machine.gossip._loads, links),
+            ("links to compare with", machine.gossip._new, 2 * links),
+            ("loads", machine.loads._loads, links),
+            ("loads that wait", machine.loads._queued, links),
+            ("requests for work", machine._stealing._asked, LOOKED_AT_MAX + 1),
             ("jobs", machine._local._jobs, relay.flights_max),
             ("waiting jobs", machine._local._waiting, relay.waiting_max),
         )
@@ -166,13 +235,32 @@ class Judge:
     def close(self, now: float) -> None:
         """At the end of a run: every query whose time is up has ended."""
         for asking in self.askings.values():
-            alive = asking.query.origin not in self._dead and not asking.cancelled
-            if alive and asking.over_at is None and now > asking.due:
+            waits = asking.over_at is None and not asking.cancelled and not asking.orphaned
+            if waits and now > asking.due:
                 raise Violation(f"{asking.query.id} never ended")
+
+    def settled(self, nodes: Mapping[PeerId, Host]) -> None:
+        """`CONVERGE_S` after the last fault."""
+        for ident in sorted(nodes):
+            membership = nodes[ident].machine.membership
+            known = {peer for peer in membership.members if membership.is_alive(peer)} | {ident}
+            if ghosts := known - nodes.keys():
+                raise Violation(f"{ident} still takes {min(ghosts)} for alive")
+            if missing := nodes.keys() - known:
+                raise Violation(f"{ident} does not know {min(missing)}")
+
+    def over(self, nodes: Mapping[PeerId, Host], now: float) -> None:
+        """When every budget is spent: nobody works for nobody."""
+        self.close(now)
+        for ident in sorted(nodes):
+            node = nodes[ident]
+            left = [f.query.id for f in node.machine.relay.flights] or [key[0] for key in node.runs]
+            if left or len(node.machine._local._jobs):
+                raise Violation(f"{ident} still holds {len(left)} queries that nobody waits for")
 
     def _open(self, query_id: QueryId, now: float) -> Asking:
         asking = self.askings[query_id]
-        if asking.over_at is not None or asking.cancelled:
+        if asking.over_at is not None or asking.cancelled or asking.orphaned:
             raise Violation(f"something follows the end of {query_id}")
         if now > asking.due:
             raise Violation(f"{query_id} goes on after its budget")
@@ -184,7 +272,9 @@ def _search(ident: PeerId, machine: Machine) -> None:
     links, members = machine.membership.links.keys(), machine.membership.members
     tables = (
         ("an update of no member", machine.membership._updates.keys() - members.keys()),
-        ("a load of no link", machine.gossip._loads.keys() - links),
+        ("a load of no link", machine.loads._loads.keys() - links),
+        ("a waiting load of no link", machine.loads._queued.keys() - links),
+        ("a record of no member", machine.gossip.records.keys() - members.keys()),
         ("a distance by no link", {n for m in members.values() for n in m.distances.keys() - links}),
     )
     for name, stray in tables:

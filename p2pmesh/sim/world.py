@@ -1,17 +1,19 @@
-"""Real machines, a pretended world: virtual time, links with latency and loss, models with a set speed.
+"""Real machines, a pretended world: virtual time, a pretended wire, models with a set speed.
 
-It hosts the same `Machine` class as the real driver, and every message goes through the real codec. It knows
-nothing of what the machines decide; `judge` watches them. One seed, one story: nothing here reads a clock,
-and nothing unordered is iterated.
+It hosts the same `Machine` class as the real driver. It knows nothing of what the machines decide; `judge`
+watches them, and whoever is passed as `tell` hears of every event and every effect. One seed, one story:
+nothing here reads a clock, and nothing unordered is iterated.
 """
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,13 +22,17 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId, Usage
 from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, Vector, quantise
+from p2pmesh.sim.engine import BatchEngine
 from p2pmesh.sim.judge import Asking, Judge
+from p2pmesh.sim.wire import Weather, Wire
 
 SPACE = "sim"
 _DIMENSIONS = 64
 _EMBED_S = 0.0065
 """Seconds of one embedding: MiniLM's, measured."""
-_DIAL_TIMEOUT_S = 5.0
+
+Tell: TypeAlias = Callable[[float, PeerId, "e.Event | e.Effect"], None]
+"""Hears what happens at which peer, and what it does about it."""
 
 
 class SimSigner:
@@ -56,6 +62,40 @@ class Spec:
     model: str = "sim-model"
     """Empty: no model at all."""
     context_tokens: int = 2_048
+    quality: float = 0.8
+    """Of its answers in its topics, 0..1."""
+    general: float = 0.0
+    """Of its other answers; 0: it has no general skill, unless it has no other."""
+    zones: tuple[str, ...] = (GENERAL,)
+    """Labels of the data it may see."""
+    digest: str = "00" * 32
+    """Of its model: only the same one goes on exactly where another broke off."""
+
+
+def capability(spec: Spec) -> Capability:
+    """Return what such a peer says of itself."""
+    models: tuple[ModelInfo, ...] = ()
+    if spec.model:
+        speeds = (spec.prefill_tps, spec.decode_tps, spec.slots)
+        models = (ModelInfo(spec.model, spec.digest, spec.context_tokens, *speeds),)
+    skills = [Skill(f"topic {t}", World.topic(t), spec.quality) for t in spec.topics]
+    if spec.general or not skills:
+        skills.append(Skill(GENERAL, None, spec.general or 0.5))
+    return Capability(SPACE, tuple(skills), models, spec.zones)
+
+
+@dataclass
+class Run:
+    """One answer that is being written."""
+
+    total: int
+    """Tokens it will have: what nobody knows before."""
+    piece: int
+    """Tokens written at once."""
+    written: int = 0
+    work_s: float = 0.0
+    """Work it needs, alone, to its next piece."""
+    prompt_tokens: int = 0
 
 
 @dataclass
@@ -65,8 +105,10 @@ class Node:
     machine: Machine
     spec: Spec
     epoch: int
-    running: dict[tuple[QueryId, int], int]
-    """Runs of its models, by their number, so that one that was aborted and begun again is told apart."""
+    engine: BatchEngine[tuple[QueryId, int]] = field(default_factory=BatchEngine)
+    runs: dict[tuple[QueryId, int], Run] = field(default_factory=dict)
+    wake_at: float = math.inf
+    """When its engine is looked at next."""
     paused: list[e.Event] | None = None
     """Events that wait while it is stopped; None: it runs."""
 
@@ -80,36 +122,45 @@ class World:
         specs: list[Spec],
         *,
         config: Config | None = None,
-        latency_s: tuple[float, float] = (0.0005, 0.005),
+        latency_s: tuple[float, float] = Weather.latency_s,
         loss: float = 0.0,
+        duplicate: float = 0.0,
+        reorder: float = 0.0,
         links: list[tuple[int, int]] | None = None,
+        distance_s: float = 0.0,
+        chunk_s: float = 0.0,
+        mutate: Callable[[Machine], None] | None = None,
+        tell: Tell | None = None,
     ) -> None:
-        """Place peers p0, p1, …, each told of one earlier peer; or, with `links`, of these alone."""
+        """Place peers p0, p1, …, each told of one earlier peer; or, with `links`, of these alone.
+
+        `latency_s`, `loss`, `duplicate` and `reorder` are the wire's `Weather`; `distance_s` is added for a
+        whole side of the square on which the peers lie. `chunk_s`: seconds of work that go into one piece of
+        an answer; 0: a token. `mutate` spoils each machine before it starts, to see whether that is noticed.
+        """
         self.now = 0.0
         self.config = config or Config()
-        self.loss = loss
-        self.latency_s = latency_s
+        self.chunk_s = chunk_s
         self.judge = Judge(self.config)
         self.nodes: dict[PeerId, Node] = {}
-        self.bytes_sent: dict[PeerId, int] = {}
+        self._answers: dict[QueryId, int] = {}
+        self._mutate = mutate
+        self._tell = tell
         self._rng = Random(seed)
         self._seed = seed
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._queries = 0
         self._peers = 0
-        self._links: dict[tuple[PeerId, PeerId], int] = {}
-        self._heard: dict[tuple[PeerId, PeerId], int] = {}
-        """The link on which the second still listens to the first; it may have ended at the first's side."""
-        self._arrivals: dict[tuple[PeerId, PeerId], float] = {}
-        self._cut: Callable[[PeerId, PeerId], bool] = lambda a, b: False
+        weather = Weather(latency_s, loss, duplicate, reorder)
+        self.wire = Wire(self, self.config.limits, weather, Random(f"wire {seed}"), distance_s)
         self._trace = hashlib.blake2b(digest_size=16)
         for index, spec in enumerate(specs):
             self.add(spec)
             if links is None and index:
-                self._introduce(index, self._rng.randrange(index))
+                self.introduce(self.peer(index), self.peer(self._rng.randrange(index)))
         for a, b in links or ():
-            self._introduce(a, b)
+            self.introduce(self.peer(a), self.peer(b))
 
     # -- peers ----------------------------------------------------------------------------------------
 
@@ -118,9 +169,26 @@ class World:
         """Return the id of the `index`-th peer."""
         return PeerId(f"p{index}")
 
+    def lives(self, ident: PeerId) -> bool:
+        """Return whether there is such a peer."""
+        return ident in self.nodes
+
+    def answers(self, ident: PeerId) -> bool:
+        """Return whether it lives and is not stopped."""
+        return ident in self.nodes and self.nodes[ident].paused is None
+
     def awake(self) -> list[PeerId]:
         """Return the peers that live and are not stopped, in order."""
-        return sorted(ident for ident, node in self.nodes.items() if node.paused is None)
+        return sorted(filter(self.answers, self.nodes))
+
+    @property
+    def bytes_sent(self) -> dict[PeerId, int]:
+        """Bytes of all frames, by sender."""
+        return self.wire.bytes_sent
+
+    def introduce(self, newcomer: PeerId, contact: PeerId) -> None:
+        """Tell a peer of one whom it dials now."""
+        self.later(0.0, lambda: self.wire.connect(newcomer, contact))
 
     def add(self, spec: Spec) -> PeerId:
         """Start one more peer, which knows nobody yet. Returns its id."""
@@ -131,18 +199,13 @@ class World:
 
     def _start(self, ident: PeerId, spec: Spec, epoch: int) -> None:
         rng = Random(f"{self._seed} {ident} {epoch}")
+        self.wire.place(ident)
+        self.judge.started(ident, spec.zones)
         machine = Machine(ident, ident, epoch, self.config, SimSigner(ident), rng, self.now)
-        self.nodes[ident] = Node(machine, spec, epoch, {})
-        self.bytes_sent.setdefault(ident, 0)
-        self._event(ident, e.Described(self._capability(spec), (f"/sim/{ident}",)))
-
-    def _capability(self, spec: Spec) -> Capability:
-        models: tuple[ModelInfo, ...] = ()
-        if spec.model:
-            speeds = (spec.prefill_tps, spec.decode_tps, spec.slots)
-            models = (ModelInfo(spec.model, "00" * 32, spec.context_tokens, *speeds),)
-        skills = tuple(Skill(f"topic {t}", self.topic(t), 0.8, 0) for t in spec.topics)
-        return Capability(SPACE, skills or (Skill(GENERAL, None, 0.5),), models)
+        if self._mutate is not None:
+            self._mutate(machine)
+        self.nodes[ident] = Node(machine, spec, epoch)
+        self.happen(ident, e.Described(capability(spec), (f"/sim/{ident}",)))
 
     @staticmethod
     def topic(number: int) -> Vector:
@@ -154,26 +217,20 @@ class World:
     def crash(self, ident: PeerId, silent: bool = False) -> None:
         """Stop a peer for good. Its neighbours' links close, unless it goes `silent`, as when power fails."""
         del self.nodes[ident]
-        for a, b in [pair for pair in self._links if ident in pair]:
-            if silent:
-                continue
-            other = b if a == ident else a
-            self._unlink(ident, other)
+        if not silent:
+            self.wire.reset(ident)
         self.judge.crashed(ident)
 
     def restart(self, ident: PeerId, spec: Spec, contact: PeerId, epoch: int = 2) -> None:
-        """Start a crashed peer again, with nothing remembered but its key. Links that its silent death left
-        open are reset."""
-        self._links = {pair: n for pair, n in self._links.items() if ident not in pair}
-        for _, other in [pair for pair in self._heard if pair[0] == ident]:
-            self._event(other, e.Disconnected(ident))
-        self._heard = {pair: n for pair, n in self._heard.items() if ident not in pair}
+        """Start a crashed peer again, with nothing remembered but its key and `epoch` (and not even that,
+        where it is no higher than before). Links that its silent death left open are reset."""
+        self.wire.forget(ident)
         self._start(ident, spec, epoch)
-        self._later(0.0, lambda: self._dial(ident, contact))
+        self.introduce(ident, contact)
 
     def leave(self, ident: PeerId) -> None:
         """A peer goes on purpose: it says so and ends."""
-        self._event(ident, e.Departed())
+        self.happen(ident, e.Departed())
         del self.nodes[ident]
         self.judge.crashed(ident)
 
@@ -186,17 +243,24 @@ class World:
         node = self.nodes[ident]
         missed, node.paused = node.paused or [], None
         self.judge.resumed(ident, self.now)
-        self._event(ident, e.Tick())
+        self.happen(ident, e.Tick())
         for event in missed:
-            self._event(ident, event)
+            self.happen(ident, event)
+
+    def slow(self, ident: PeerId, speed: float) -> None:
+        """From now on a peer's model is `speed` times as fast as it says: 0.2 is a machine that swaps."""
+        node = self.nodes[ident]
+        node.engine.set_speed(speed, self.now)
+        node.wake_at = math.inf
+        self._wake_engine(ident, node)
 
     def partition(self, apart: Callable[[PeerId, PeerId], bool]) -> None:
         """Lose every frame from a to b where `apart(a, b)`; links stay open, dials time out."""
-        self._cut = apart
+        self.wire.partition(apart)
 
     def heal(self) -> None:
         """End the partition."""
-        self._cut = lambda a, b: False
+        self.wire.partition(lambda a, b: False)
 
     # -- queries --------------------------------------------------------------------------------------
 
@@ -208,21 +272,27 @@ class World:
         tokens: int = 20,
         budget_s: float = 60.0,
         model: str = "auto",
+        zone: str = GENERAL,
+        answer: int = 0,
     ) -> Asking:
-        """Ask something about `topic` (None: nothing in particular) at a peer, now."""
+        """Ask something about `topic` (None: nothing in particular) at a peer, now, for `tokens` at most; it
+        will be answered in `answer` tokens (0: in all of them), which nobody knows."""
         self._queries += 1
         query_id = QueryId(hashlib.blake2b(f"{self._queries}".encode(), digest_size=16).hexdigest())
         text = "hello" if topic is None else f"topic {topic}"
         options = Options(max_tokens=tokens)
-        query = Query(query_id, ident, (Message("user", text),), options, model=model, budget_s=budget_s)
+        query = Query(
+            query_id, ident, (Message("user", text),), options, model=model, zone=zone, budget_s=budget_s
+        )
+        self._answers[query_id] = min(answer or tokens, tokens)
         asking = self.judge.asked(query, self.now)
-        self._event(ident, e.Asked(query))
+        self.happen(ident, e.Asked(query))
         return asking
 
     def cancel(self, asking: Asking) -> None:
         """The asker goes away."""
         self.judge.cancelled(asking)
-        self._event(asking.query.origin, e.Cancelled(asking.query.id))
+        self.happen(asking.query.origin, e.Cancelled(asking.query.id))
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -238,11 +308,13 @@ class World:
         """Return a digest of all that has happened: equal for equal seeds."""
         return self._trace.hexdigest()
 
-    def _later(self, seconds: float, step: Callable[[], None]) -> None:
+    def later(self, seconds: float, step: Callable[[], None]) -> None:
+        """Do `step` when `seconds` have passed."""
         self._count += 1
         heapq.heappush(self._heap, (self.now + seconds, self._count, step))
 
-    def _event(self, ident: PeerId, event: e.Event) -> None:
+    def happen(self, ident: PeerId, event: e.Event) -> None:
+        """Let a peer handle an event, and do what it wants; a stopped one finds it when it goes on."""
         node = self.nodes.get(ident)
         if node is None:
             return
@@ -251,39 +323,42 @@ class World:
                 node.paused.append(event)
             return
         self._trace.update(f"{self.now:.9f} {ident} {type(event).__name__}\n".encode())
+        if self._tell is not None:
+            self._tell(self.now, ident, event)
         if isinstance(event, e.Tick):
             self.judge.ticked(ident, self.now)
         effects = node.machine.handle(event, self.now)
-        self.judge.check(ident, node.machine)
+        self.judge.handled(ident, node.machine, event, effects)
         for effect in effects:
+            if self._tell is not None:
+                self._tell(self.now, ident, effect)
             self._perform(ident, node, effect)
         deadline = node.machine.deadline
-        self._later(max(0.0, deadline - self.now), lambda: self._tick(ident, node, deadline))
+        self.later(max(0.0, deadline - self.now), lambda: self._tick(ident, node, deadline))
 
     def _tick(self, ident: PeerId, node: Node, deadline: float) -> None:
         # Only the tick for the deadline that still stands counts; the others were overtaken by events.
         if self.nodes.get(ident) is node and node.machine.deadline == deadline:
-            self._event(ident, e.Tick())
+            self.happen(ident, e.Tick())
 
     # -- effects --------------------------------------------------------------------------------------
 
     def _perform(self, ident: PeerId, node: Node, effect: e.Effect) -> None:
         match effect:
             case e.Send():
-                self._send(ident, effect.peer, node.machine.codec.encode(effect.message))
+                self.wire.send(ident, effect.peer, effect.message)
             case e.Dial():
-                peer = effect.peer
-                self._later(self._latency(), lambda: self._dial(ident, peer))
+                self.wire.dial(ident, effect.peer)
             case e.Hangup():
-                self._unlink(ident, effect.peer)
+                self.wire.unlink(ident, effect.peer)
             case e.Embed():
                 query_id, vector = effect.query_id, self._embed(effect.text)
-                self._later(_EMBED_S, lambda: self._event(ident, e.Embedded(query_id, vector)))
+                self.later(_EMBED_S, lambda: self.happen(ident, e.Embedded(query_id, vector)))
             case e.Generate():
                 self.judge.generating(ident, effect.query)
                 self._generate(ident, node, effect.query)
             case e.Abort():
-                node.running.pop((effect.query_id, effect.attempt), None)
+                self._abort(ident, node, (effect.query_id, effect.attempt))
             case e.Deliver():
                 self.judge.delivered(effect, self.now)
             case e.Fail():
@@ -296,83 +371,54 @@ class World:
             return self.topic(int(text.split()[1]))
         return self.topic(sum(text.encode()) + 100_000)
 
-    def _latency(self) -> float:
-        return self._rng.uniform(*self.latency_s)
-
-    def _send(self, source: PeerId, target: PeerId, frame: bytes) -> None:
-        number = self._links.get((source, target))
-        if number is None:
-            return
-        self.bytes_sent[source] += len(frame)
-        if self._rng.random() < self.loss or self._cut(source, target):
-            return
-        at = max(self.now + self._latency(), self._arrivals.get((source, target), 0.0))
-        self._arrivals[source, target] = at
-        self._later(at - self.now, lambda: self._arrive(source, target, number, frame))
-
-    def _arrive(self, source: PeerId, target: PeerId, number: int, frame: bytes) -> None:
-        node = self.nodes.get(target)
-        if node is not None and self._heard.get((source, target)) == number:
-            self._event(target, e.Received(source, node.machine.codec.decode(frame)))
-
-    # -- links ----------------------------------------------------------------------------------------
-
-    def _introduce(self, a: int, b: int) -> None:
-        self._later(0.0, lambda: self._dial(self.peer(a), self.peer(b)))
-
-    def _dial(self, source: PeerId, target: PeerId) -> None:
-        if (source, target) in self._links:
-            return
-        if self._cut(source, target) or self._cut(target, source):
-            self._later(_DIAL_TIMEOUT_S, lambda: self._event(source, e.DialFailed(target)))
-        elif target not in self.nodes or self.nodes[target].paused is not None or source not in self.nodes:
-            self._later(self._latency(), lambda: self._event(source, e.DialFailed(target)))
-        else:
-            self._count += 1
-            self._links[source, target] = self._links[target, source] = self._count
-            for pair in ((source, target), (target, source)):
-                if self._heard.pop(pair, None) is not None:
-                    self._event(pair[1], e.Disconnected(pair[0]))
-                self._heard[pair] = self._links[pair]
-            self._event(source, e.Connected(target))
-            self._event(target, e.Connected(source))
-
-    def _unlink(self, a: PeerId, b: PeerId) -> None:
-        """End a link from a's side: b still hears all that was sent before, and then the end."""
-        number = self._links.pop((a, b), None)
-        if number is None:
-            return
-        del self._links[b, a]
-        self._heard.pop((b, a), None)
-        self._later(0.0, lambda: self._event(a, e.Disconnected(b)))
-        at = max(self.now + self._latency(), self._arrivals.get((a, b), 0.0))
-
-        def ended() -> None:
-            if self._heard.get((a, b)) == number:
-                del self._heard[a, b]
-                self._event(b, e.Disconnected(a))
-
-        self._later(at - self.now, ended)
-
     # -- models ---------------------------------------------------------------------------------------
 
     def _generate(self, ident: PeerId, node: Node, query: Query) -> None:
-        self._count += 1
-        key, run = (query.id, query.attempt), self._count
-        node.running[key] = run
-        gain = min(1.8, 1.0 + 0.115 * (len(node.running) - 1))
-        step_s = len(node.running) / gain / node.spec.decode_tps
-        prefill_s = max(1, query.prompt_bytes // 4) / node.spec.prefill_tps
-        total = query.options.max_tokens
+        key = (query.id, query.attempt)
+        spec = node.spec
+        piece = max(1, round(self.chunk_s * spec.decode_tps))
+        run = node.runs[key] = Run(self._answers.get(query.id, query.options.max_tokens), piece)
+        run.work_s = max(1, query.prompt_bytes // 4) / spec.prefill_tps
+        if query.accepted is not None:
+            run.written = len(query.accepted.tokens)
+        node.engine.start(key, self.now)
+        self._await_next(ident, node, key)
 
-        def write(index: int) -> None:
-            if node.running.get(key) != run or self.nodes.get(ident) is not node:
-                return
-            self._event(ident, e.Generated(*key, (index,), f"{index} "))
-            if index + 1 < total:
-                self._later(step_s, lambda: write(index + 1))
-            elif node.running.get(key) == run:
-                del node.running[key]
-                self._event(ident, e.Finished(*key, Usage(query.prompt_bytes // 4, total), "stop"))
+    def _await_next(self, ident: PeerId, node: Node, key: tuple[QueryId, int]) -> None:
+        run = node.runs[key]
+        run.piece = min(run.piece, run.total - run.written)
+        run.work_s += run.piece / node.spec.decode_tps
+        node.engine.await_(key, run.work_s)
+        self._wake_engine(ident, node)
 
-        self._later(prefill_s + step_s, lambda: write(0))
+    def _wake_engine(self, ident: PeerId, node: Node) -> None:
+        following = node.engine.next()
+        if following is not None and following[0] < node.wake_at:
+            at = node.wake_at = following[0]
+            self.later(at - self.now, lambda: self._run_engine(ident, node, at))
+
+    def _run_engine(self, ident: PeerId, node: Node, at: float) -> None:
+        if self.nodes.get(ident) is not node or node.wake_at != at:
+            return
+        node.wake_at = math.inf
+        for key in node.engine.reach(self.now):
+            run = node.runs.get(key)
+            if run is None:
+                continue  # what was written just before it ended it
+            tokens = tuple(range(run.written, run.written + run.piece))
+            run.written += run.piece
+            if tokens:  # an answer may be taken over when only its end is missing
+                self.happen(ident, e.Generated(*key, tokens, "".join(f"{i} " for i in tokens)))
+            if node.runs.get(key) is not run:
+                continue
+            if run.written < run.total:
+                self._await_next(ident, node, key)
+            else:
+                self._abort(ident, node, key)
+                self.happen(ident, e.Finished(*key, Usage(run.prompt_tokens, run.total), "stop"))
+        self._wake_engine(ident, node)
+
+    def _abort(self, ident: PeerId, node: Node, key: tuple[QueryId, int]) -> None:
+        if node.runs.pop(key, None) is not None:
+            node.engine.stop(key, self.now)
+            self._wake_engine(ident, node)

@@ -392,12 +392,29 @@ async def test_full_queues_say_when_to_come_back():
             await it.idle()
 
 
+async def explained(it: Door) -> float:
+    """The quality of the answer that would be given next."""
+    told = (await it.call("POST", "/mesh/v1/explain", json={"prompt": "x"})).json()
+    return float(told["table"][0]["quality"])
+
+
+async def test_feedback_is_taken_and_teaches_who_is_good():
+    async with door() as it:
+        reply = (await it.chat()).json()
+        before = await explained(it)
+        said = await it.call("POST", "/mesh/v1/feedback", json={"id": reply["id"], "rating": 0.0})
+        assert (said.status_code, said.content) == (204, b"")
+        assert await explained(it) < before
+        wrong = await it.call("POST", "/mesh/v1/feedback", json={"id": reply["id"], "rating": 2})
+        assert wrong.status_code == 400
+
+
 async def test_explain_and_peers_tell_what_the_library_tells():
     skill = SkillConfig(name="art", examples=("who painted the mona lisa",))
     async with door(skills=()) as it:
         told = (await it.call("POST", "/mesh/v1/explain", json={"prompt": "x"})).json()
         assert told["decision"] == "forward"
-        assert told["why"].startswith("to worker 1: general quality 0.50")
+        assert told["why"].startswith("to worker 1: general quality 0.45")
         assert [row["peer"] for row in told["table"]] == ["worker 1"]
         nothing = (await it.call("POST", "/mesh/v1/explain", json={"prompt": "x", "model": "y"})).json()
         assert (nothing["decision"], nothing["table"][0]["why_not"]) == ("refuse", "model_not_found")

@@ -278,6 +278,21 @@ async def test_a_model_killed_in_mid_answer_comes_back(remote: bool):
         assert answerer.status()["engines"][0]["restarts"] == 1
 
 
+async def test_when_the_answering_model_is_killed_another_peer_goes_on():
+    words = " ".join(map(str, range(60)))
+    slow = (server(name, tokens_per_s=40.0) for name in "ab")
+    async with cluster(ASKER, *slow) as (asker, a, b):
+        async with asker.stream(words) as answer:
+            async for _ in answer:
+                break
+            first = a if busy(a) else b
+            (pid,) = (row["pid"] for row in first.status()["engines"] if row["name"] == "echo")
+            os.kill(pid, signal.SIGKILL)
+            await answer.whole()
+        assert answer.text == f"echo: {words}"
+        assert answer.path[-1].name == ("b" if first is a else "a")
+
+
 async def test_a_killed_embedder_costs_no_answer():
     async with cluster(server()) as (peer,):
         (pid,) = (row["pid"] for row in peer.status()["engines"] if row["name"] == "embedder")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
+from p2pmesh.protocol.experience import Report, Row
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
 from p2pmesh.record import Capability, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ME, UNABLE, A, B, C, D, signed
 
@@ -56,6 +57,7 @@ options = st.builds(
     st.none() | st.integers(0, 2**32 - 1),
     st.lists(words, max_size=8).map(tuple),
 )
+tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 queries = st.builds(
     Query,
     query_ids,
@@ -72,6 +74,8 @@ queries = st.builds(
     seconds,
     paths,
     st.lists(peers, max_size=32).map(tuple),
+    peers | st.just(PeerId("")),
+    st.none() | st.builds(Accepted, tokens, words, counts, words),
 )
 records = st.builds(
     signed,
@@ -82,7 +86,22 @@ records = st.builds(
     st.none() | st.just(A),
 )
 ended = st.builds(Ended, st.builds(Usage, counts, counts), st.just("stop"), words, words, paths)
-tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+rows = st.builds(
+    lambda peer, topic, born, trials, share: Row(peer, topic, born, trials, trials * share),
+    peers,
+    words,
+    st.integers(0, 3),
+    counts,
+    st.floats(0.0, 1.0),
+)
+loads = st.builds(
+    Load,
+    seconds,
+    counts,
+    st.integers(0, 20) | st.just(1_024),
+    st.lists(seconds, max_size=5).map(tuple) | st.just((1e7,) * 64),
+    seconds,
+)
 
 messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.Ping, counts, updates),
@@ -90,12 +109,12 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.PingRequest, counts, peers, updates),
     st.builds(m.Leave, versions),
     st.builds(m.Announce, lines),
-    st.builds(m.Digest, lines),
+    st.builds(m.Digest, st.binary(min_size=256, max_size=256) | st.just(bytes(256))),
     st.builds(m.Pull, st.lists(peers, max_size=20).map(tuple)),
     st.builds(m.Records, st.lists(records, max_size=5).map(tuple)),
-    st.builds(m.LoadReport, st.builds(Load, seconds, counts, counts)),
+    st.builds(m.LoadReport, loads),
     st.builds(m.Forward, queries),
-    st.builds(m.Accept, query_ids, attempts, st.booleans(), seconds, paths),
+    st.builds(m.Accept, query_ids, attempts, st.booleans(), seconds, paths, words),
     st.builds(
         m.Refuse,
         query_ids,
@@ -108,6 +127,11 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     ),
     st.builds(m.Tokens, st.builds(Chunk, query_ids, attempts, counts, tokens, words)),
     st.builds(m.End, query_ids, attempts, counts, ended),
-    st.builds(m.Error, query_ids, attempts, reasons, words),
+    st.builds(m.Error, query_ids, attempts, reasons, words, st.lists(peers, max_size=32).map(tuple)),
     st.builds(m.Cancel, query_ids, attempts),
+    st.just(m.Steal()),
+    st.builds(m.Lines, st.lists(st.integers(0, 31), max_size=32).map(tuple), lines),
+    st.builds(m.Seek, st.lists(peers, max_size=20).map(tuple)),
+    st.just(m.Part()),
+    st.builds(m.Outcomes, st.builds(Report, st.integers(0, 3), st.lists(rows, max_size=5).map(tuple))),
 )

@@ -54,7 +54,7 @@ def test_any_bytes_raise_our_error_only(data: bytes) -> None:
 def test_random_frames_raise_our_error_only(seed: int) -> None:
     rng = Random(seed)
     for _ in range(2_000):
-        survives(bytes([0x90 | rng.randrange(16), rng.randrange(18)]) + rng.randbytes(rng.randrange(60)))
+        survives(bytes([0x90 | rng.randrange(16), rng.randrange(22)]) + rng.randbytes(rng.randrange(60)))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -82,7 +82,7 @@ def test_mutated_frames_raise_our_error_only(seed: int) -> None:
     assert read > 50  # the mutants reach beyond the first check
 
 
-@pytest.mark.parametrize("kind", range(16))
+@pytest.mark.parametrize("kind", [i for i, frame in enumerate(FRAMES) if len(frame) > 2])
 def test_any_values_in_any_field_raise_our_error_only(kind: int) -> None:
     rng = Random(kind)
     odd = [None, True, -1, 2**63, 1.5, float("nan"), float("inf"), "", "x" * 70, b"", b"\x80", [], [[]]]
@@ -120,8 +120,8 @@ def bombs() -> dict[str, bytes]:
         "an extension of nothing": ping + b"\xc7\x00\x05",
         "a surrogate": b"\x93\x0f\xa3\xed\xa0\x80\x00",
         "bytes that are no text": b"\x93\x0f\xa2\xff\xfe\x00",
-        "not a number": b"\x92\x08\x93\xcb" + struct.pack(">d", float("nan")) + b"\x00\x00",
-        "infinity": b"\x92\x08\x93\xcb" + struct.pack(">d", float("inf")) + b"\x00\x00",
+        "not a number": b"\x92\x08\x95\xcb" + struct.pack(">d", float("nan")) + b"\x00\x00\x90\x00",
+        "infinity": b"\x92\x08\x95\xcb" + struct.pack(">d", float("inf")) + b"\x00\x00\x90\x00",
         "the unused byte": ping + b"\xc1",
         "only tags": bytes(range(0x90, 0xA0)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import pytest
 
@@ -10,10 +11,12 @@ from p2pmesh.config import Config, Membership, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import machine
+from p2pmesh.protocol import messages as m
 from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
+from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.sim.judge import SEARCH_EVERY, TICKS_MAX, Judge, Violation
 from p2pmesh.sim.world import Spec, World
-from tests.machines import ME, A, B, Bench, C, query
+from tests.machines import ME, A, B, Bench, C, D, query
 
 Q = query(origin=ME, budget_s=10.0)
 
@@ -21,6 +24,8 @@ Q = query(origin=ME, budget_s=10.0)
 @pytest.fixture
 def judge() -> Judge:
     made = Judge(Config())
+    for ident in (ME, A, B, C):
+        made.started(ident, (GENERAL,))
     made.asked(Q, 0.0)
     return made
 
@@ -106,8 +111,104 @@ def test_generating_one_attempt_twice_fails_at_one_peer_only(judge: Judge) -> No
     judge.generating(A, Q)
     judge.generating(B, Q)
     judge.generating(A, Query(Q.id, ME, Q.messages, attempt=1))
-    with pytest.raises(Violation, match="twice"):
+    with pytest.raises(Violation, match=r"generates attempt 0 of .* twice"):
         judge.generating(A, Q)
+    judge.started(A, (GENERAL,))  # it remembers nothing
+    judge.generating(A, Q)
+
+
+def test_a_piece_of_an_attempt_that_is_over_fails(judge: Judge) -> None:
+    judge.delivered(piece(0), 1.0)
+    judge.delivered(e.Deliver(Q.id, Chunk(Q.id, 1, 1, (1,), "1 ")), 1.0)
+    with pytest.raises(Violation, match=r"attempt 0 of .* comes late"):
+        judge.delivered(piece(2), 1.0)
+
+
+def test_what_was_asked_at_one_who_died_is_nobodys_and_what_is_asked_there_later_is_not(judge: Judge) -> None:
+    judge.crashed(ME)
+    judge.close(99.0)
+    with pytest.raises(Violation, match="follows the end"):
+        judge.failed(FAIL, 1.0)
+    judge.asked(query(2, origin=ME, budget_s=10.0), 20.0)
+    with pytest.raises(Violation, match="never ended"):
+        judge.close(99.0)
+
+
+# -- ways ---------------------------------------------------------------------------------------------
+
+
+def passing(*path: PeerId, zone: str = GENERAL) -> m.Forward:
+    return m.Forward(query(origin=ME, zone=zone, path=tuple(Hop(p, p, "") for p in path)))
+
+
+def test_a_query_sent_back_along_its_path_fails(judge: Judge) -> None:
+    idle = Bench().machine
+    judge.handled(A, idle, e.Tick(), [e.Send(B, passing(ME, A))])
+    for path, target in (((ME, A), ME), ((A, B, A), C), ((ME, B), C)):
+        with pytest.raises(Violation, match="sends"):
+            judge.handled(A, idle, e.Tick(), [e.Send(target, passing(*path))])
+
+
+def test_a_query_shown_outside_its_zone_fails(judge: Judge) -> None:
+    idle = Bench().machine
+    judge.started(B, (GENERAL, "red"))
+    judge.handled(A, idle, e.Tick(), [e.Send(B, passing(A, zone="red"))])
+    with pytest.raises(Violation, match="of the zone red to c"):
+        judge.handled(A, idle, e.Tick(), [e.Send(C, passing(A, zone="red"))])
+
+
+def test_an_attempt_taken_twice_fails_and_one_refused_is_not_taken(judge: Judge) -> None:
+    idle, came = Bench().machine, e.Received(ME, passing(ME))
+    no = e.Send(ME, m.Refuse(Q.id, 0, Reason.VISITED))
+    judge.handled(A, idle, came, [no])
+    judge.handled(A, idle, came, [])
+    judge.handled(A, idle, came, [no])
+    with pytest.raises(Violation, match=r"takes attempt 0 .* twice"):
+        judge.handled(A, idle, came, [e.Send(B, m.Refuse(Q.id, 0, Reason.VISITED))])
+    judge.started(A, (GENERAL,))
+    judge.handled(A, idle, came, [])
+
+
+# -- the end ------------------------------------------------------------------------------------------
+
+
+def met(count: int) -> World:
+    world = World(1, [Spec() for _ in range(count)])
+    world.run(5.0)
+    return world
+
+
+def test_a_ghost_or_a_stranger_at_the_end_fails() -> None:
+    world = met(3)
+    world.judge.settled(world.nodes)
+    rest = {ident: node for ident, node in world.nodes.items() if ident != world.peer(2)}
+    with pytest.raises(Violation, match="p0 still takes p2 for alive"):
+        world.judge.settled(rest)
+    world.add(Spec())
+    with pytest.raises(Violation, match="p0 does not know p3"):
+        world.judge.settled(world.nodes)
+
+
+def test_work_for_nobody_at_the_end_fails() -> None:
+    world = met(2)
+    world.judge.over(world.nodes, world.now)
+    asking = world.ask(world.peer(0), tokens=400, budget_s=50.0)
+    world.run(1.0)
+    asking.orphaned = True
+    with pytest.raises(Violation, match="still holds 1 queries"):
+        world.judge.over(world.nodes, world.now)
+
+
+# -- tables -------------------------------------------------------------------------------------------
+
+
+class Many:
+    """A table that has outgrown its bound, whatever is in it."""
+
+    _seen = _alarms = ()
+
+    def __len__(self) -> int:
+        return 100_000
 
 
 @pytest.mark.parametrize(
@@ -115,14 +216,13 @@ def test_generating_one_attempt_twice_fails_at_one_peer_only(judge: Judge) -> No
     [
         (Config(relay=Relay(flights_max=1)), "flights"),
         (Config(membership=Membership(members_max=1)), "members"),
-        (Config(membership=Membership(links_max=1)), "links"),
+        (Config(membership=Membership(links_max=2, links_far=1)), "links"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
     bench = Bench()
-    bench.link(A, B, C)
-    bench.machine.membership.links[ME] = bench.machine.membership.links[A]
+    bench.link(A, B, C, D, PeerId("e"))
     for number in range(2):
         bench.ask(query(number, origin=ME))
     Judge(Config()).check(ME, bench.machine)
@@ -134,15 +234,22 @@ def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
     ("part", "table", "said"),
     [
         ("relay", "flights", "flights"),
-        ("relay", "_seen", "attempts seen"),
+        ("relay.flights", "_seen", "attempts seen"),
+        ("relay.flights", "_alarms", "alarms of flights"),
         ("membership", "members", "members"),
         ("membership", "links", "links"),
-        ("membership", "_probes", "probes"),
+        ("membership", "_alarms", "alarms of members"),
         ("membership", "_updates", "updates"),
+        ("membership._prober", "_probes", "probes"),
+        ("membership._prober", "_order", "probes to come"),
+        ("_linking", "_chosen", "chosen links"),
         ("gossip", "records", "records"),
         ("gossip", "_fresh", "fresh records"),
         ("gossip", "_pulls", "pulls"),
-        ("gossip", "_loads", "loads"),
+        ("gossip", "_new", "links to compare with"),
+        ("loads", "_loads", "loads"),
+        ("loads", "_queued", "loads that wait"),
+        ("_stealing", "_asked", "requests for work"),
         ("_local", "_jobs", "jobs"),
         ("_local", "_waiting", "waiting jobs"),
     ],
@@ -150,7 +257,7 @@ def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
 def test_every_table_is_counted_after_every_event(part: str, table: str, said: str) -> None:
     bench, judge = Bench(), Judge(Config())
     judge.check(ME, bench.machine)
-    setattr(getattr(bench.machine, part), table, range(100_000))
+    setattr(attrgetter(part)(bench.machine), table, Many())
     with pytest.raises(Violation, match=f"holds 100000 {said}, at most"):
         judge.check(ME, bench.machine)
 
@@ -168,7 +275,12 @@ def test_a_way_over_a_link_that_is_gone_fails_but_not_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("part", "table", "said"),
-    [("membership", "_updates", "an update of no member"), ("gossip", "_loads", "a load of no link")],
+    [
+        ("membership", "_updates", "an update of no member"),
+        ("loads", "_loads", "a load of no link"),
+        ("loads", "_queued", "a waiting load of no link"),
+        ("gossip", "records", "a record of no member"),
+    ],
 )
 def test_what_should_have_been_forgotten_fails(part: str, table: str, said: str) -> None:
     bench = Bench()

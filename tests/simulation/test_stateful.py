@@ -1,4 +1,4 @@
-"""A mesh in the hands of Hypothesis: ask, wait, crash, restart, stop, go on, cut, heal, leave, join."""
+"""A mesh in the hands of Hypothesis: ask, wait, crash, restart, stop, go on, slow, cut, heal, leave, join."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ picks = st.integers(0, 99)
 class Mesh(RuleBasedStateMachine):
     """The judge watches every event; at the end all faults stop and everything must come right."""
 
-    @initialize(seed=st.integers(0, 1_000), count=st.integers(3, 6), loss=st.sampled_from([0.0, 0.05]))
-    def begin(self, seed: int, count: int, loss: float) -> None:
-        self.world = World(seed, [Spec((i,) if i % 2 else ()) for i in range(count)], loss=loss)
+    @initialize(
+        seed=st.integers(0, 1_000),
+        count=st.integers(3, 6),
+        loss=st.sampled_from([0.0, 0.05]),
+        twice=st.sampled_from([0.0, 0.05]),
+    )
+    def begin(self, seed: int, count: int, loss: float, twice: float) -> None:
+        specs = [Spec((i,) if i % 2 else ()) for i in range(count)]
+        self.world = World(seed, specs, loss=loss, duplicate=twice, reorder=twice)
         self.crashed: dict[PeerId, tuple[Spec, int]] = {}
         self.paused: list[PeerId] = []
         self.askings: list[Asking] = []
@@ -78,6 +84,20 @@ class Mesh(RuleBasedStateMachine):
     def resume(self) -> None:
         self.world.resume(self.paused.pop(0))
 
+    @rule(number=picks, speed=st.sampled_from([0.05, 0.5, 1.0]))
+    def slow(self, number: int, speed: float) -> None:
+        self.world.slow(self.pick(number), speed)
+
+    @rule(number=picks, other=picks, loss=st.sampled_from([0.1, 0.9]), late=st.sampled_from([0.0, 0.4]))
+    def worsen(self, number: int, other: int, loss: float, late: float) -> None:
+        self.world.wire.worsen(self.pick(number), self.pick(other), loss=loss, latency_s=(late / 2, late))
+
+    @rule(number=picks)
+    @precondition(lambda self: len(self.world.nodes) < 8)
+    def join(self, number: int) -> None:
+        contact = self.pick(number)
+        self.world.introduce(self.world.add(Spec()), contact)
+
     @rule(halves=st.integers(1, 62), one_way=st.booleans())
     def cut(self, halves: int, one_way: bool) -> None:
         def side(peer: PeerId) -> int:
@@ -93,18 +113,20 @@ class Mesh(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         self.world.heal()
-        self.world.loss = 0.0
+        self.world.wire.calm()
         while self.paused:
             self.resume()
         while self.crashed:
             self.restart(0, False)
         # Whoever was told of one who left before they met knows nobody, and must be told of another.
-        first, *others = (int(peer[1:]) for peer in self.world.awake())
+        first, *others = self.world.awake()
         for other in others:
-            self.world._introduce(other, first)
+            self.world.introduce(other, first)
         self.world.run(90.0)
-        self.world.judge.close(self.world.now)
-        assert not any(node.machine.relay.flights for node in self.world.nodes.values())
+        for ident in self.world.awake():
+            self.world.slow(ident, 1.0)
+        self.world.run(30.0)
+        self.world.judge.over(self.world.nodes, self.world.now)
         result = report(self.world, self.world.now)
         assert (result.view_share, result.ghosts) == (1.0, 0)
 

@@ -17,6 +17,10 @@ Q = QueryId("q")
 PATH = (Hop(PeerId("A"), "ada", "to bea"), Hop(PeerId("B"), "bea", "serve"))
 
 
+def unrated(query_id: QueryId, outcome: float) -> None:
+    raise AssertionError("nobody rates it")
+
+
 def piece(index: int, text: str) -> Deliver:
     return Deliver(Q, Chunk(Q, 0, index, (index,), text))
 
@@ -25,7 +29,7 @@ ENDED = Deliver(Q, Ended(Usage(1, 2), "stop", "m", "d", PATH))
 
 
 async def test_an_answer_that_is_not_read_is_kept():
-    answer = Answer(Q)
+    answer = Answer(Q, unrated)
     assert (answer.served_by, math.isnan(answer.ttft_s)) == (None, True)
     for outcome in (Deliver(Q, Placed(PATH, 1.0)), piece(0, "a"), piece(1, "b"), ENDED):
         answer.put(outcome)
@@ -35,7 +39,7 @@ async def test_an_answer_that_is_not_read_is_kept():
 
 
 async def test_a_reader_is_woken_by_each_piece(autojump_clock: trio.testing.MockClock):
-    answer, read = Answer(Q), []
+    answer, read = Answer(Q, unrated), []
 
     async def follow() -> None:
         async for chunk in answer:
@@ -69,7 +73,7 @@ async def test_a_reader_is_woken_by_each_piece(autojump_clock: trio.testing.Mock
 async def test_a_failure_says_what_it_is_and_keeps_what_came(
     reason: Reason, text: str, kind: type[QueryError]
 ):
-    answer = Answer(Q)
+    answer = Answer(Q, unrated)
     if text:
         answer.put(piece(0, text))
     answer.put(Fail(Q, reason, "", PATH, 2.0))
@@ -89,8 +93,14 @@ async def test_a_failure_says_what_it_is_and_keeps_what_came(
 
 
 async def test_an_empty_answer_is_an_answer():
-    answer = Answer(Q)
+    answer = Answer(Q, unrated)
     answer.put(ENDED)
     await answer.begun()
     assert (await answer.whole()).text == ""
     assert math.isnan(answer.tokens_per_s)
+
+
+async def test_a_rating_goes_to_its_peer():
+    said = []
+    Answer(Q, lambda *rating: said.append(rating)).rate(0.5)
+    assert said == [(Q, 0.5)]

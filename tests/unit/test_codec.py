@@ -12,7 +12,8 @@ from p2pmesh.config import Limits
 from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
-from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Usage
+from p2pmesh.protocol.experience import Report, Row
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, Usage
 from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Skill, Version
 from p2pmesh.sim.world import World
 from tests.machines import MODEL, A, B, query, signed
@@ -29,17 +30,31 @@ EVERY: list[m.PeerMessage] = [
     m.PingRequest(3, B, ()),
     m.Leave(V),
     m.Announce((m.Line(A, V, 2),)),
-    m.Digest((m.Line(A, V, m.DISTANCE_MAX),)),
+    m.Digest(bytes(range(256))),
     m.Pull((A, B)),
     m.Records((signed(A, V, ABLE, ("/ip4/10.0.0.1/tcp/1",)),)),
-    m.LoadReport(Load(1.5, 2, 3)),
-    m.Forward(query(options=Options(9, 0.5, 0.9, 7, ("END",)), path=HOPS, excluded=(B,), space="s")),
-    m.Accept("ab" * 16, 1, True, 2.5, HOPS),  # type: ignore[arg-type]
+    m.LoadReport(Load(1.5, 2, 3, (0.5, 1.0), 4.5)),
+    m.Forward(
+        query(
+            options=Options(9, 0.5, 0.9, 7, ("END",)),
+            path=HOPS,
+            excluded=(B,),
+            space="s",
+            target=B,
+            accepted=Accepted((0, 2**31 - 1), "täxt", 2, "00" * 32),
+        )
+    ),
+    m.Accept("ab" * 16, 1, True, 2.5, HOPS, "00" * 32),  # type: ignore[arg-type]
     m.Refuse("ab" * 16, 1, Reason.OVERLOADED, "full", 3.0, 12, (A,)),  # type: ignore[arg-type]
     m.Tokens(Chunk("ab" * 16, 1, 2, (3, 4), "täxt")),  # type: ignore[arg-type]
     m.End("ab" * 16, 1, 3, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
-    m.Error("ab" * 16, 1, Reason.ENGINE_FAILED, "boom"),  # type: ignore[arg-type]
+    m.Error("ab" * 16, 1, Reason.ENGINE_FAILED, "boom", (A,)),  # type: ignore[arg-type]
     m.Cancel("ab" * 16, 1),  # type: ignore[arg-type]
+    m.Steal(),
+    m.Lines((0, 31), (m.Line(A, V, m.DISTANCE_MAX),)),
+    m.Seek((A, B)),
+    m.Part(),
+    m.Outcomes(Report(3, (Row(A, "code", 1, 4, 2.5), Row(B, "general", 2, 0, 0.0)))),
 ]
 
 
@@ -53,7 +68,8 @@ def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
 
 
 def test_tags_are_positions_and_never_change() -> None:
-    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(16))
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(21))
+    assert CODEC.tags == {type(message): tag for tag, message in enumerate(EVERY)}
 
 
 def test_a_vector_comes_back_as_it_went() -> None:
@@ -97,24 +113,45 @@ def test_a_record_keeps_the_exact_bytes_that_were_signed() -> None:
         frame(0, 1, ((b"a", 1, (1, 1)),)),
         frame(0, 1, ((str(A), 1, (1, 1)),) * 65),
         frame(4, (("a", (1, 1), 17),)),
+        frame(5, b"x" * 255),
+        frame(5, b"x" * 257),
+        frame(5, "x" * 256),
         frame(6, ["a"] * 1_025),
         frame(7, (("not a body", b""),)),
         frame(7, ((b"\xc0", b""),)),
         frame(7, ((b"", b""),)),
         frame(7, ((b"x" * 7_001, b""),)),
         frame(7, (b"",)),
-        frame(8, (float("nan"), 0, 0)),
-        frame(8, (float("inf"), 0, 0)),
-        frame(8, (-1.0, 0, 0)),
-        frame(8, (1e7 + 1, 0, 0)),
-        frame(8, ("1", 0, 0)),
-        frame(10, "ab" * 16, 1, 1, 0.0, ()),
+        frame(8, (float("nan"), 0, 0, (), 0.0)),
+        frame(8, (float("inf"), 0, 0, (), 0.0)),
+        frame(8, (-1.0, 0, 0, (), 0.0)),
+        frame(8, (1e7 + 1, 0, 0, (), 0.0)),
+        frame(8, ("1", 0, 0, (), 0.0)),
+        frame(8, (0.0, 0, 1_025, (), 0.0)),
+        frame(8, (0.0, 0, 0, (0.0,) * 65, 0.0)),
+        frame(8, (0.0, 0, 0, (-1.0,), 0.0)),
+        frame(8, (0.0, 0, 0, (), float("nan"))),
+        frame(8, (0.0, 0, 0)),
+        frame(10, "ab" * 16, 1, 1, 0.0, (), ""),
         frame(11, "ab" * 16, 1, "no_such_reason", "", 0.0, 0, ()),
         frame(11, "ab" * 16, 1, ["list"], "", 0.0, 0, ()),
         frame(15, "x" * 33, 0),
         frame(15, "ab" * 16, 256),
         frame(15, "ab" * 16, 0) + b"\x00",
         frame(15, "ab" * 16, 0)[:-1],
+        frame(16, 1),
+        frame(17, (32,), ()),
+        frame(17, (-1,), ()),
+        frame(17, (0,) * 33, ()),
+        frame(17, (0,), (("a", (1, 1), 0),) * 1_025),
+        frame(18, ("a",) * 1_025),
+        frame(18, ("a" * 65,)),
+        frame(20, (1, (("a", "code", 1, 1, 1.5),))),
+        frame(20, (1, (("a", "code", 1, 1, float("nan")),))),
+        frame(20, (1, (("a", "code", 1, -1, 0.0),))),
+        frame(20, (-1, ())),
+        frame(20, (1, (("a", "code", 1, 1, 1.0),) * 65)),
+        frame(21),
         bytes([0x92, 0x00, 0x81, 0xC0, 0xC0]),
         bytes([0x92, 0x00, 0xD4, 0x05, 0x00]),
         bytes([0x92, 0x00, 0xC7, 0x00, 0x05]),
@@ -138,9 +175,27 @@ def test_a_vector_that_is_no_direction_is_garbage(vector: object) -> None:
         CODEC.decode(frame(*packed))
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [b"\x00", b"\x00" * 5, b"\xff" * 4, b"\x00" * 4 * 8_193, [1, 2], "1234", 7],
+    ids=lambda t: repr(t)[:9],
+)
+def test_what_are_no_token_ids_is_garbage(tokens: object) -> None:
+    packed = list(msgpack.unpackb(CODEC.encode(m.Forward(query(accepted=Accepted((1,), "x", 1))))))
+    packed[1][-1][0] = tokens
+    with pytest.raises(RemoteProtocolError, match="token id"):
+        CODEC.decode(frame(*packed))
+
+
+@pytest.mark.parametrize("count", [0, 8_192])
+def test_the_longest_answer_may_be_gone_on_from(count: int) -> None:
+    asked = m.Forward(query(accepted=Accepted(tuple(range(count)), "x" * 2 * count, count)))
+    assert CODEC.decode(CODEC.encode(asked)) == asked
+
+
 def test_garbage_is_named_by_its_field() -> None:
     with pytest.raises(RemoteProtocolError, match=r"load: remaining_s: expected a finite number"):
-        CODEC.decode(frame(8, (float("nan"), 0, 0)))
+        CODEC.decode(frame(8, (float("nan"), 0, 0, (), 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -189,9 +244,10 @@ def test_a_query_id_is_32_hex_digits(ident: object) -> None:
         CODEC.decode(frame(15, ident, 1))
 
 
-def test_a_full_digest_and_a_full_frame_of_records_fit() -> None:
+def test_the_longest_list_of_lines_and_a_full_frame_of_records_fit() -> None:
     lines = tuple(m.Line(PeerId(f"{i:052}"), Version(2**40, 2**20), 3) for i in range(1_024))
-    assert CODEC.decode(CODEC.encode(m.Digest(lines))) == m.Digest(lines)
+    for message in (m.Lines(tuple(range(32)), lines), m.Announce(lines), m.Seek(tuple(x.id for x in lines))):
+        assert CODEC.decode(CODEC.encode(message)) == message
     skills = tuple(Skill(f"skill {i}", np.full(384, 7, np.int8), 0.5, 9) for i in range(16))
     full = signed(A, V, Capability("s", skills, (MODEL,)))
     assert CODEC.decode(CODEC.encode(m.Records((full,) * 32)))
@@ -204,8 +260,8 @@ def test_a_peer_with_small_tables_still_reads_the_longest_message() -> None:
 
 
 def test_an_estimate_beyond_the_bound_is_told_as_the_bound() -> None:
-    back = CODEC.decode(CODEC.encode(m.LoadReport(Load(1e300, 0, 0))))
-    assert back == m.LoadReport(Load(1e7, 0, 0))
+    back = CODEC.decode(CODEC.encode(m.LoadReport(Load(1e300, 0, 0, (1e300, 1.0), 1e300))))
+    assert back == m.LoadReport(Load(1e7, 0, 0, (1e7, 1.0), 1e7))
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,18 @@ def test_it_embeds_and_can_abort_that_too():
     assert isinstance(event, Embedded)
     assert event.vectors.shape == (2, world.echo.ready.dimensions)
     assert np.allclose(np.linalg.norm(event.vectors, axis=1), 1.0)
+
+
+@pytest.mark.parametrize("accepted", [((1, 2), ""), ((), "echo: one")])
+def test_it_goes_on_after_what_was_said(accepted: tuple[tuple[int, ...], str]):
+    world = World()
+    world.echo.submit(Generate("a", (Message("user", "one two three"),), Options(), *accepted))
+    seen = world.run()
+    assert text(seen, "a") == " two three"
+    assert seen[-1][1] == Finished("a", Usage(3, 4), "stop")
+
+
+def test_where_all_was_said_it_only_ends():
+    world = World()
+    request = Generate("a", (Message("user", "one two"),), Options(max_tokens=2), (1, 2))
+    assert world.echo.submit(request) == [Finished("a", Usage(2, 2), "length")]

@@ -20,7 +20,7 @@ from p2pmesh.engine.batch import Part
 from p2pmesh.engine.schedule import FAILURES_MAX, Schedule
 from p2pmesh.engine.vectors import Vectors
 from p2pmesh.errors import EngineError, Reason
-from p2pmesh.query import Message, Options
+from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import ModelInfo
 
 END = 300
@@ -32,6 +32,7 @@ class FakeModel:
     template = None
     sliceable = True
     add_bos, bos, eos = True, 301, END
+    tokens = 302
 
     def tokenize(self, text: str, *, control: bool, specials: bool = False) -> list[int]:
         head, mark, rest = text.partition("<|im_end|>")
@@ -105,6 +106,10 @@ class World:
     def ask(self, job: str, text: str, **options: Any) -> None:
         self.events += self.schedule.submit(Generate(job, (Message("user", text),), Options(**options)))
 
+    def resume(self, job: str, text: str, tokens: tuple[int, ...], spoken: str = "", **options: Any) -> None:
+        request = Generate(job, (Message("user", text),), Options(**options), tokens, spoken)
+        self.events += self.schedule.submit(request)
+
     def run(self) -> None:
         for _ in range(10_000):
             if self.schedule.wait_s() is None:
@@ -128,6 +133,45 @@ def alone(text: str, **options: Any) -> str:
 
 
 QUESTIONS = [f"{'a long preamble ' * (i % 3)}question number {i}?" for i in range(9)]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_answer_goes_on_from_any_of_its_tokens_as_if_it_had_never_stopped(question):
+    whole = World()
+    whole.ask("a", question, max_tokens=20)
+    whole.run()
+    tokens = tuple(t for e in whole.events if isinstance(e, Generated) for t in e.tokens)
+    for cut in range(1, len(tokens)):
+        again = World()
+        again.resume("a", question, tokens[:cut], max_tokens=20)
+        again.run()
+        assert bytes(tokens[:cut]).decode() + again.text("a") == whole.text("a")
+        assert again.end("a") == whole.end("a")  # the usage of the whole answer, too
+
+
+def test_another_models_answer_goes_on_from_its_text():
+    whole, again = World(), World()
+    whole.ask("a", "why?", max_tokens=20)
+    whole.run()
+    text = whole.text("a")
+    again.resume("a", "why?", (), text[:4], max_tokens=20)  # here a byte is a token, so it is the same
+    again.run()
+    assert text[:4] + again.text("a") == text
+
+
+def test_an_answer_that_lacks_only_its_end_gets_it():
+    world = World()
+    world.resume("a", "why?", (97, 98), max_tokens=2)
+    read = len(world.schedule.prompt_tokens((Message("user", "why?"),)))
+    assert world.end("a") == Finished("a", Usage(read, 2), "length")
+
+
+def test_tokens_of_another_vocabulary_are_refused():
+    world = World()
+    world.resume("a", "why?", (97, 302))
+    failed = world.end("a")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.BAD_REQUEST
 
 
 def test_many_at_once_say_what_each_says_alone():

@@ -10,11 +10,14 @@ from p2pmesh.config import Config, Gossip, Limits
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
-from p2pmesh.protocol.messages import DISTANCE_MAX, Line, Update
-from p2pmesh.record import GENERAL, VERSION_MAX, Capability, Load, ModelInfo, PeerId, Skill, Version
+from p2pmesh.protocol.gossip import _NEW_MAX, _bucket
+from p2pmesh.protocol.messages import DIGEST_BUCKETS, DISTANCE_MAX, Line, Update
+from p2pmesh.record import GENERAL, VERSION_MAX, Capability, ModelInfo, PeerId, Skill, Version
 from tests.machines import ABLE, ME, MODEL, A, B, Bench, C, D, of, query, sent, signed
 
 V1, V2 = Version(1, 1), Version(1, 2)
+NOTHING = m.Digest(bytes(8 * DIGEST_BUCKETS))
+"""The digest of one that holds nothing at all."""
 
 
 def bench(*peers: PeerId, **knobs: object) -> Bench:
@@ -24,15 +27,32 @@ def bench(*peers: PeerId, **knobs: object) -> Bench:
     return made
 
 
+def held(on: Bench) -> dict[PeerId, Version]:
+    """The versions of all the records that `on` passes on."""
+    return {record.id: record.version for record in on.machine.records()}
+
+
+def digest_of(on: Bench) -> m.Digest:
+    """The next digest that `on` sends."""
+    for _ in range(100):
+        digests = sent(on.wait(0.1), m.Digest)
+        if digests:
+            return digests[0]
+    raise AssertionError("no digest in 10 s")
+
+
 # -- records ------------------------------------------------------------------------------------------
 
 
-def test_a_new_link_hears_all_we_know_and_how_busy_we_are() -> None:
+def test_a_new_link_hears_how_busy_we_are_and_what_we_hold_and_may_ask_for_its_names() -> None:
     on = bench(A)
     effects = on.handle(e.Connected(B))
-    [digest] = sent(effects, m.Digest, B)
-    assert {line.id: line.distance for line in digest.lines} == {ME: 0, A: 1}
     assert sent(effects, m.LoadReport, B)
+    [digest] = sent(effects, m.Digest, B)
+    assert len(digest.sums) == 8 * DIGEST_BUCKETS
+    [told] = sent(on.say(B, NOTHING), m.Lines, B)
+    assert {line.id: line.distance for line in told.lines} == {ME: 0, A: 1}
+    assert set(told.buckets) == {_bucket(ME), _bucket(A)}
 
 
 def test_news_is_pulled_once_kept_and_announced_on() -> None:
@@ -54,19 +74,108 @@ def test_an_unanswered_pull_is_made_again_from_whoever_announces_next() -> None:
     assert sent(on.say(B, m.Announce((Line(D, V1, 1),))), m.Pull, B) == [m.Pull((D,))]
 
 
-def test_a_digest_is_answered_by_what_the_sender_lacks_or_holds_old() -> None:
+def test_a_digest_is_answered_by_all_names_in_the_buckets_that_differ_and_no_others() -> None:
     on = bench(A, B)
+    own = digest_of(on)
     on.say(A, m.Records((signed(D, V2),)))
-    mine = on.machine.gossip.me.record.version
-    effects = on.say(B, m.Digest((Line(ME, mine, 1), Line(A, V1, 1), Line(B, V1, 0), Line(D, V1, 1))))
-    [announce] = sent(effects, m.Announce, B)
-    assert [(line.id, line.version) for line in announce.lines] == [(D, V2)]
+    [told] = sent(on.say(B, own), m.Lines, B)
+    assert told.buckets == (_bucket(D),)
+    assert [(line.id, line.version) for line in told.lines] == [
+        (i, v) for i, v in held(on).items() if _bucket(i) == _bucket(D)
+    ]
+    assert D in {line.id for line in told.lines}
 
 
 def test_a_digest_that_matches_is_answered_by_silence() -> None:
     on = bench(A)
     [digest] = sent(on.wait(5.1), m.Digest, A)
-    assert not sent(on.say(A, digest), m.Announce) + sent(on.say(A, digest), m.Pull)
+    assert on.say(A, digest) == []
+
+
+def test_names_are_answered_by_what_their_sender_lacks_or_holds_old_and_a_pull_of_what_is_news() -> None:
+    on = bench(A, B)
+    n1, n2 = PeerId("n1"), PeerId("n2")
+    on.say(A, m.Records((signed(D, V2), signed(n1))))
+    buckets = tuple(sorted({_bucket(D), _bucket(n1), _bucket(n2)}))
+    effects = on.say(B, m.Lines(buckets, (Line(D, V1, 1), Line(n2, V1, 1))))
+    assert sent(effects, m.Pull, B) == [m.Pull((n2,))]
+    told = {line.id: line.version for a in sent(effects, m.Announce, B) for line in a.lines}
+    assert told == {i: v for i, v in held(on).items() if _bucket(i) in buckets}
+
+
+def test_names_are_not_answered_with_what_lies_in_other_buckets_or_is_the_same() -> None:
+    on = bench(A)
+    known = [i for i in held(on) if _bucket(i) == _bucket(A)]
+    lines = tuple(Line(i, held(on)[i], 1) for i in known)
+    effects = on.say(A, m.Lines((_bucket(A),), lines))
+    assert not sent(effects, m.Announce) + sent(effects, m.Pull)
+
+
+def test_two_that_hold_the_same_agree_however_they_came_to_know_it() -> None:
+    one, other = Bench(me=A), Bench(me=B)
+    records = [signed(PeerId(f"n{i}"), Version(i + 1, 3)) for i in range(20)]
+    for on, told in ((one, records), (other, records[::-1])):
+        on.link(C)
+        for record in told:
+            on.say(C, m.Records((record,)))
+    one.say(C, m.Records((other.machine.gossip.me,)))
+    other.say(C, m.Records((one.machine.gossip.me,)))
+    assert digest_of(one) == digest_of(other)
+    other.say(C, m.Records((signed(PeerId("n7"), Version(8, 4)),)))
+    assert digest_of(one) != digest_of(other)
+
+
+def test_new_links_are_compared_with_one_after_another_and_each_once() -> None:
+    on = Bench()
+    on.wait(1.0)
+    peers = [PeerId(f"n{i}") for i in range(4)]
+    told = [(0.0, s.peer) for p in peers for s in of(on.link(p), e.Send) if isinstance(s.message, m.Digest)]
+    began = on.now
+    for _ in range(40):
+        sends = of(on.wait(0.05), e.Send)
+        told += [(on.now - began, s.peer) for s in sends if isinstance(s.message, m.Digest)]
+    assert [peer for _, peer in told] == peers
+    assert [at for at, _ in told] == pytest.approx([0.0, 0.25, 0.5, 0.75], abs=0.06)
+
+
+def test_a_new_link_that_went_before_its_turn_is_not_compared_with() -> None:
+    on = bench()
+    on.link(A, B, C)
+    on.handle(e.Disconnected(B))
+    told = {s.peer for s in of(on.wait(1.0), e.Send) if isinstance(s.message, m.Digest)}
+    assert told == {C}
+
+
+def test_of_many_new_links_a_few_are_compared_with_at_once_and_the_rest_in_their_turn() -> None:
+    on = bench()
+    on.link(A)
+    for number in range(50):
+        on.handle(e.Connected(PeerId(f"n{number}")))
+    assert len(sent(on.wait(4.0), m.Digest)) == _NEW_MAX
+    assert len(sent(on.wait(20.0), m.Digest)) == 4
+
+
+# -- ways that were lost ------------------------------------------------------------------------------
+
+
+def test_a_lost_way_is_asked_for_until_one_is_known() -> None:
+    on = bench(A, B)
+    on.say(A, m.Records((signed(D),)))
+    seeks = sent(on.wait(6.0), m.Seek)
+    assert seeks
+    assert set(seeks) == {m.Seek((D,))}
+    on.say(B, m.Announce((Line(D, V1, 1),)))
+    assert not sent(on.wait(11.0), m.Seek)
+
+
+def test_who_is_asked_for_a_way_tells_those_it_knows_and_of_others_nothing() -> None:
+    on = bench(A, B)
+    on.say(A, m.Records((signed(C), signed(D))))
+    on.say(A, m.Announce((Line(D, V1, 1),)))
+    ask = m.Seek((A, B, C, D, PeerId("stranger")))
+    [told] = sent(on.say(B, ask), m.Announce, B)
+    assert told.lines == (Line(A, V1, 1), Line(D, V1, 2))  # not the way to B through B, none to C
+    assert not sent(on.say(A, m.Seek((D, PeerId("stranger")))), m.Announce)
 
 
 def test_a_pull_is_answered_in_frames_that_fit_and_each_record_once() -> None:
@@ -76,6 +185,13 @@ def test_a_pull_is_answered_in_frames_that_fit_and_each_record_once() -> None:
         on.say(A, m.Records((signed(peer),)))
     effects = on.say(A, m.Pull((*peers, *peers, PeerId("unknown"))))
     assert [len(r.records) for r in sent(effects, m.Records, A)] == [32, 8]
+
+
+def test_one_whose_record_we_lack_is_sent_those_of_others_all_the_same() -> None:
+    on = bench(A)
+    on.handle(e.Connected(B))
+    [records] = sent(on.say(B, m.Pull((A, B, ME))), m.Records, B)
+    assert {signed.record.id for signed in records.records} == {A, ME}
 
 
 def test_a_record_that_its_owner_never_signed_is_dropped_and_counted() -> None:
@@ -95,7 +211,7 @@ def test_an_older_record_does_not_replace_a_newer() -> None:
 def test_the_records_of_the_dead_are_not_passed_on_but_each_gets_its_own() -> None:
     on = bench(A, B)
     on.say(A, m.Ping(1, (m.Update(B, m.Status.SUSPECT, V1),)))
-    on.wait(6.0)
+    on.wait(30.0)
     assert on.status(B) is m.Status.DEAD
     assert not sent(on.say(A, m.Pull((B,))), m.Records, A)
     assert sent(on.say(B, m.Pull((B,))), m.Records, B)
@@ -107,7 +223,7 @@ def test_the_records_of_the_dead_are_not_passed_on_but_each_gets_its_own() -> No
 def test_a_life_we_do_not_remember_is_pulled_and_outbid() -> None:
     on = bench(A)
     old = signed(ME, Version(7, 3))
-    assert sent(on.say(A, m.Digest((Line(ME, Version(7, 3), 1),))), m.Pull, A) == [m.Pull((ME,))]
+    assert sent(on.say(A, m.Lines((), (Line(ME, Version(7, 3), 1),))), m.Pull, A) == [m.Pull((ME,))]
     on.say(A, m.Records((old,)))
     assert on.machine.gossip.me.record.version == Version(7, 4)
     assert on.machine.gossip.me.record.capability == ABLE
@@ -212,22 +328,6 @@ def test_load_goes_to_a_bounded_set() -> None:
     assert len(sent(on.wait(5.0), m.LoadReport)) <= 4
 
 
-def test_a_reported_queue_drains_by_itself_and_grows_by_what_we_sent() -> None:
-    on = bench(A)
-    gossip = on.machine.gossip
-    assert gossip.wait_s(A, on.now) == 0.0
-    assert gossip.load(A) is None
-    on.say(A, m.LoadReport(Load(5.0, 0, 2)))
-    assert gossip.wait_s(A, on.now + 2.0) == pytest.approx(3.0)
-    gossip.sent(A, 4.0, on.now)
-    assert gossip.wait_s(A, on.now + 2.0) == pytest.approx(7.0)
-    assert gossip.wait_s(A, on.now + 60.0) == 0.0
-    on.say(A, m.LoadReport(Load(6.0, 0, 3)))
-    assert gossip.wait_s(A, on.now) == pytest.approx(6.0)
-    on.handle(e.Disconnected(A))
-    assert gossip.load(A) is None
-
-
 # -- ways ---------------------------------------------------------------------------------------------
 
 
@@ -285,13 +385,14 @@ def test_a_name_said_twice_in_one_frame_is_pulled_once() -> None:
     assert sent(on.say(A, m.Announce((Line(D, V1, 1),) * 5)), m.Pull) == [m.Pull((D,))]
 
 
-def test_the_digest_stays_within_its_bound() -> None:
+def test_the_names_told_stay_within_their_bound() -> None:
     on = bench(A, limits=Limits(digest_max=3))
     for number in range(5):
         on.say(A, m.Records((signed(PeerId(f"n{number}")),)))
-    [digest, *_] = sent(on.handle(e.Connected(B)), m.Digest, B)
-    assert len(digest.lines) == 3
-    assert digest.lines[0].id == ME
+    on.link(B)
+    [told] = sent(on.say(B, NOTHING), m.Lines, B)
+    assert len(told.lines) == 3
+    assert told.lines[0].id == ME
 
 
 def test_the_general_skill_is_what_a_peer_without_skills_has() -> None:

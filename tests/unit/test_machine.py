@@ -11,10 +11,11 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.directory import ALL_WEIGHED_MAX
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Kind
 from p2pmesh.query import Message, Options
-from p2pmesh.record import Capability, Load, Version
+from p2pmesh.record import Capability, Load, PeerId, Version
 from p2pmesh.sim.world import SimSigner
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 
@@ -127,6 +128,8 @@ def test_a_query_goes_to_the_idle_peer_when_this_one_is_busy_for_long() -> None:
 def test_what_was_passed_on_counts_against_the_next_choice() -> None:
     on = Bench(UNABLE)
     on.link(A, B)
+    for peer in (A, B):
+        on.say(peer, m.LoadReport(Load(free_slots=1)))
     first = of(on.ask(query(1, origin=ME)), e.Send)
     second = of(on.ask(query(2, origin=ME)), e.Send)
     assert {s.peer for s in first + second if isinstance(s.message, m.Forward)} == {A, B}
@@ -142,6 +145,27 @@ def test_where_the_nearest_neighbour_is_barred_the_other_way_is_taken() -> None:
     assert sent(effects, m.Forward, A)
     effects = on.say(A, m.Refuse(query().id, 0, Reason.OVERLOADED))
     assert sent(effects, m.Forward, B)
+
+
+def test_of_more_peers_than_are_weighed_the_best_is_still_found_and_its_death_noticed() -> None:
+    on = Bench(UNABLE)
+    on.link(A, capability=UNABLE)
+    slow = Capability(models=(replace(MODEL, decode_tps=1.0),))
+    fast, next_fast = PeerId("n77"), PeerId("n99")
+    for number in range(ALL_WEIGHED_MAX + 20):
+        peer = PeerId(f"n{number}")
+        able = {fast: ABLE, next_fast: Capability(models=(replace(MODEL, decode_tps=90.0),))}.get(peer, slow)
+        on.say(A, m.Records((signed(peer, capability=able),)))
+        on.say(A, m.Announce((m.Line(peer, V1, 1),)))
+    [forward] = sent(on.ask(query(1, origin=ME)), m.Forward, A)
+    assert forward.query.target == fast
+    on.say(A, m.Ping(1, (m.Update(fast, m.Status.DEAD, V1),)))
+    [forward] = sent(on.ask(query(2, origin=ME)), m.Forward, A)
+    assert forward.query.target == next_fast
+    on.say(A, m.Records((signed(fast, Version(1, 2)),)))  # it lives
+    [forward] = sent(on.ask(query(3, origin=ME)), m.Forward, A)
+    assert forward.query.target == fast
+    assert len(forward.query.path) == 1
 
 
 def test_the_excluded_are_asked_for_nothing() -> None:

@@ -10,7 +10,7 @@ from p2pmesh.config import Config, Limits, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Chunk, Ended, Hop, QueryId, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, Usage
 from p2pmesh.record import Capability, PeerId
 from p2pmesh.sim.world import World
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
@@ -127,7 +127,7 @@ def test_what_a_model_says_of_a_dead_flight_is_dropped() -> None:
         e.Generated(QueryId("ff"), 0, (1,), "x"),
     ):
         assert not sent(bench.handle(event), m.Tokens) + sent(bench.handle(event), m.End)
-    assert ID in bench.machine.relay.flights
+    assert bench.machine.relay.flights.find(ID, 1) is not None
 
 
 def test_a_full_queue_refuses_and_says_when_to_ask_again() -> None:
@@ -263,11 +263,61 @@ def test_the_dead_that_a_refusal_names_are_excluded_but_never_ourselves() -> Non
     assert generate.query.attempt == 1
 
 
-def test_a_lost_link_after_the_first_token_ends_the_answer_without_a_gap() -> None:
+def test_after_a_lost_link_the_next_peer_goes_on_without_a_gap() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
+    bench.say(first, m.Accept(ID, 0, True, 1.0, (), "d1"))
     assert of(bench.say(first, chunk(0)), e.Deliver)
-    assert failed(bench.handle(e.Disconnected(first))).reason is Reason.PEER_LOST
+    second, forward = forwarded(bench.handle(e.Disconnected(first)))
+    assert (forward.query.attempt, forward.query.excluded) == (1, (first,))
+    assert forward.query.accepted == Accepted((0,), "0 ", 1, "d1")
+    assert not of(bench.say(second, chunk(0, attempt=1)), e.Deliver)  # the asker has it
+    assert of(bench.say(second, chunk(1, attempt=1)), e.Deliver)
+    assert of(bench.say(second, end(2, attempt=1)), e.Deliver)
+
+
+def test_where_nobody_can_go_on_the_asker_hears_why_the_answer_stopped() -> None:
+    bench = asker(A)
+    bench.ask()
+    bench.say(A, chunk(0))
+    assert failed(bench.handle(e.Disconnected(A))).reason is Reason.PEER_LOST
+
+
+def test_an_answer_too_long_to_travel_is_not_gone_on_with() -> None:
+    bench = asker(A, B, config=Config(limits=Limits(accepted_bytes_max=3)))
+    first, _ = forwarded(bench.ask())
+    bench.say(first, chunk(0))
+    bench.say(first, chunk(1))
+    effects = bench.handle(e.Disconnected(first))
+    assert failed(effects).reason is Reason.PEER_LOST
+    assert not sent(effects, m.Forward)
+
+
+def test_a_relay_that_loses_an_answer_midway_names_the_dead_to_the_origin() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    bench.say(A, m.Forward(query(path=(Hop(A, "a", ""),))))
+    bench.say(B, chunk(0))
+    [error] = sent(bench.handle(e.Disconnected(B)), m.Error, A)
+    assert (error.reason, error.dead) == (Reason.PEER_LOST, (B,))
+    origin = asker(A, B)
+    first, _ = forwarded(origin.ask())
+    origin.say(first, chunk(0))
+    second, forward = forwarded(origin.say(first, m.Error(ID, 0, Reason.PEER_LOST, "gone", (C,))))
+    assert forward.query.excluded == (C,)
+    assert forward.query.attempt == 1
+    assert second == first  # it lives
+
+
+def test_what_a_relay_is_sent_to_go_on_with_counts_against_the_longest_answer() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    asked = query(path=(Hop(A, "a", ""),), accepted=Accepted((1,) * 7, "x", 3))  # of 8 tokens
+    bench.say(A, m.Forward(asked))
+    assert sent(bench.say(B, chunk(3)), m.Tokens, A) == [chunk(3)]
+    effects = bench.say(B, chunk(4))
+    assert not sent(effects, m.Tokens)
+    assert sent(effects, m.Cancel, B)
 
 
 def test_attempts_end_when_too_many_peers_went_away() -> None:
@@ -293,13 +343,15 @@ def test_a_repeated_chunk_is_dropped_and_the_end_delivered_once() -> None:
     assert [len(found) for found in items] == [1, 0, 1, 1, 0]
 
 
-def test_a_gap_in_the_stream_ends_the_answer_and_cancels_below() -> None:
+def test_a_gap_in_the_stream_cancels_below_and_another_goes_on_from_before_it() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
     bench.say(first, chunk(0))
     effects = bench.say(first, chunk(2))
-    assert failed(effects).reason is Reason.PEER_LOST
     assert sent(effects, m.Cancel, first)
+    second, forward = forwarded(effects)
+    assert second != first
+    assert forward.query.accepted == Accepted((0,), "0 ", 1)
 
 
 def test_a_lost_last_chunk_is_noticed_at_the_end() -> None:
@@ -327,11 +379,35 @@ def test_an_error_before_the_first_token_is_a_refusal() -> None:
     assert second != first
 
 
-def test_an_error_after_it_ends_the_answer() -> None:
+def test_after_a_crash_midway_another_model_goes_on_and_after_two_the_answer_ends() -> None:
+    bench = asker(A, B, C)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, chunk(0))
+    second, forward = forwarded(bench.say(first, m.Error(ID, 0, Reason.ENGINE_FAILED, "boom")))
+    assert second != first
+    assert forward.query.accepted == Accepted((0,), "0 ", 1)
+    effects = bench.say(second, m.Error(ID, 1, Reason.ENGINE_FAILED, "boom"))
+    assert failed(effects).detail == "boom"
+    assert not sent(effects, m.Forward)
+
+
+def test_after_a_crash_here_midway_a_peer_goes_on() -> None:
+    bench = Bench()
+    bench.link(A)
+    bench.ask()
+    bench.handle(e.Generated(ID, 0, (7,), "x "))
+    peer, forward = forwarded(bench.handle(e.Failed(ID, 0, Reason.ENGINE_FAILED, "boom")))
+    assert peer == A
+    assert forward.query.accepted == Accepted((7,), "x ", 1, MODEL.digest)
+
+
+def test_an_error_that_is_nobody_s_loss_ends_an_answer_that_has_begun() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
     bench.say(first, chunk(0))
-    assert failed(bench.say(first, m.Error(ID, 0, Reason.ENGINE_FAILED, "boom"))).detail == "boom"
+    effects = bench.say(first, m.Error(ID, 0, Reason.TOO_LONG, "full"))
+    assert failed(effects).reason is Reason.TOO_LONG
+    assert not sent(effects, m.Forward)
 
 
 def test_late_words_of_a_dead_attempt_are_dropped() -> None:
@@ -341,7 +417,7 @@ def test_late_words_of_a_dead_attempt_are_dropped() -> None:
     for message in (chunk(0), end(0), m.Accept(ID, 0, True), refuse(Reason.VISITED)):
         effects = bench.say(first, message)
         assert not of(effects, e.Deliver) + of(effects, e.Fail)
-    assert bench.machine.relay.flights[ID].query.attempt == 1
+    assert bench.machine.relay.flights.find(ID, 1) is not None
 
 
 @pytest.mark.parametrize(
@@ -355,7 +431,7 @@ def test_who_was_not_asked_has_no_say(message: m.PeerMessage) -> None:
     other = B if first == A else A
     effects = bench.say(other, message)
     assert not of(effects, e.Deliver) + of(effects, e.Fail)
-    assert bench.machine.relay.flights[ID].downstream == first
+    assert bench.machine.relay.flights.toward(first, ID, 0) is not None
 
 
 def test_tokens_pass_through_a_relay_unchanged() -> None:

@@ -8,7 +8,7 @@ from p2pmesh.config import Config, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Chunk, Hop
+from p2pmesh.query import Chunk, Ended, Hop, Options, Usage
 from tests.machines import ME, UNABLE, A, B, Bench, C, of, query, sent
 from tests.unit.test_relay import ID, asker, chunk, failed, forwarded, refuse
 
@@ -61,6 +61,22 @@ def test_a_relay_hands_a_crash_up_and_offers_the_query_to_no_other(here: bool) -
         effects = bench.say(onward, refuse(Reason.ENGINE_FAILED))
     assert [r.reason for r in sent(effects, m.Refuse, A)] == [Reason.ENGINE_FAILED]
     assert not sent(effects, m.Forward)
+
+
+def test_how_long_answers_are_is_learned_from_all_that_pass_and_all_that_are_written_here() -> None:
+    asked = query(origin=ME, options=Options(max_tokens=4_096))
+    through, here = Bench(UNABLE), Bench()
+    through.link(A)
+    before = through.machine.explain(asked).table[0].work_s
+    for number in range(40):
+        ident = query(number).id
+        through.ask(query(number, origin=ME, options=asked.options))
+        through.say(A, m.Tokens(Chunk(ident, 0, 0, (1,) * 1_000, "x")))
+        through.say(A, m.End(ident, 0, 1, Ended(Usage(1, 1_000), "stop", "small", "", (Hop(A, "a", ""),))))
+        here.ask(query(number, origin=ME, options=asked.options))
+        here.handle(e.Finished(ident, 0, Usage(1, 1_000), "stop"))
+    for on in (through, here):
+        assert on.machine.explain(asked).table[0].work_s > 5 * before
 
 
 def test_another_s_query_holds_its_place_no_longer_than_we_allow() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,22 +11,24 @@ import pytest
 
 from p2pmesh.config import Routing
 from p2pmesh.errors import Reason
+from p2pmesh.protocol import routing
+from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.routing import (
     Candidate,
+    Decision,
+    Estimates,
     Kind,
+    Nearness,
     Scored,
-    choose,
     fit,
-    prompt_tokens,
     quality,
-    score,
-    work_s,
 )
-from p2pmesh.query import Options
+from p2pmesh.query import Accepted, Hop, Query
 from p2pmesh.record import Capability, PeerId, Skill, Vector, quantise
-from tests.machines import ME, MODEL, A, B, query
+from tests.machines import ME, MODEL, A, B, C, query
 
 CONFIG = Routing()
+LEARNED = Estimates()
 
 
 def direction(cosine: float, axis: int = 1) -> Vector:
@@ -35,42 +39,48 @@ def direction(cosine: float, axis: int = 1) -> Vector:
 
 
 ABOUT = query(vector=direction(1.0), space="s", prompt_tokens=100)
+ONWARD = replace(ABOUT, path=(Hop(PeerId("origin"), "origin", ""),), target=ME)
+"""The same, at the peer that was chosen to serve it."""
 
 
 def candidate(
-    peer: PeerId, *skills: Skill, wait_s: float = 0.0, rtt_s: float = 0.0, space: str = "s", **model: object
+    peer: PeerId,
+    *skills: Skill,
+    wait_s: float | None = 0.0,
+    rtt_s: float = 0.0,
+    space: str = "s",
+    **model: object,
 ) -> Candidate:
+    """A peer whose next query waits `wait_s`; None: it never told."""
     info = replace(MODEL, **model)  # type: ignore[arg-type]
-    return Candidate(peer, f"peer {peer}", Capability(space, skills, (info,)), wait_s, rtt_s, peer)
+    backlog = None if wait_s is None else Backlog((wait_s,) if wait_s else ())
+    return Candidate(peer, f"peer {peer}", Capability(space, skills, (info,)), backlog, rtt_s, peer)
+
+
+def choose(asked: Query, me: PeerId, candidates: Sequence[Candidate]) -> Decision:
+    return routing.choose(asked, me, candidates, LEARNED, CONFIG)
+
+
+def score(asked: Query, candidates: Sequence[Candidate], learned: Estimates = LEARNED) -> tuple[Scored, ...]:
+    return routing.score(asked, ME, candidates, learned, CONFIG)
+
+
+def worth(
+    asked: Query, able: Capability, model: str = "small", *others: Capability, learned: Estimates = LEARNED
+) -> tuple[float, str]:
+    """The expected quality of this model of a peer that is able to do this, among others."""
+    peers = [(PeerId(f"n{i}"), c) for i, c in enumerate((able, *others))]
+    candidates = [Candidate(peer, "", c, Backlog(), 0.0, peer) for peer, c in peers]
+    return quality(candidates[0], model, Nearness(asked, candidates), learned, CONFIG)
 
 
 def expected(cosine: float, *rivals: float, claimed: float = 0.8) -> float:
-    skill = Skill("mine", direction(cosine), claimed)
-    known = {"mine": cosine} | {f"rival {i}": r for i, r in enumerate(rivals)}
-    return quality(ABOUT, Capability("s", (skill,), (MODEL,)), "small", known, CONFIG)[0]
+    others = [Capability("s", (Skill(f"rival {i}", direction(r, 2)),)) for i, r in enumerate(rivals)]
+    mine = Capability("s", (Skill("mine", direction(cosine), claimed),), (MODEL,))
+    return worth(ABOUT, mine, "small", *others)[0]
 
 
 # -- the parts of J -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("prompt", "most", "expected_s"),
-    [(1_000, 10, 1.1), (1_000, 128, 2.28), (1_000, 4_096, 2.28), (0, 8, 0.001 + 0.08)],
-)
-def test_work_is_reading_at_one_speed_and_writing_at_another(
-    prompt: int, most: int, expected_s: float
-) -> None:
-    asked = query(prompt_tokens=prompt, options=Options(max_tokens=most))
-    assert work_s(asked, MODEL, CONFIG) == pytest.approx(expected_s)
-
-
-def test_a_model_of_no_speed_is_slow_and_not_an_error() -> None:
-    assert work_s(ABOUT, replace(MODEL, prefill_tps=0.0, decode_tps=0.0), CONFIG) > 1e4
-
-
-@pytest.mark.parametrize(("text", "exact", "tokens"), [("x" * 400, 0, 100), ("x", 0, 1), ("x" * 400, 7, 7)])
-def test_a_prompts_length_is_estimated_until_it_is_known(text: str, exact: int, tokens: int) -> None:
-    assert prompt_tokens(query(text=text, prompt_tokens=exact), CONFIG) == tokens
 
 
 @pytest.mark.parametrize(
@@ -100,49 +110,90 @@ def test_a_specialist_counts_by_nearness_and_by_the_lead_over_the_next_topic(
 def test_without_a_vector_or_in_another_space_nearness_cannot_be_known() -> None:
     able = Capability("s", (Skill("mine", direction(0.9), 0.8),), (MODEL,))
     for asked in (replace(ABOUT, vector=None), replace(ABOUT, space="other")):
-        assert quality(asked, able, "small", {}, CONFIG) == (pytest.approx(0.4), "mine")
+        assert worth(asked, able) == (pytest.approx(0.4), "mine")
 
 
 def test_vectors_of_another_length_do_not_compare_whatever_space_they_claim() -> None:
     liar = Capability("s", (Skill("mine", np.ones(3, np.int8), 0.8),), (MODEL,))
-    assert quality(ABOUT, liar, "small", {}, CONFIG) == (pytest.approx(0.4), "mine")
-    candidate = Candidate(PeerId(A), "a", liar, 0.0, 0.0, PeerId(A))
-    assert choose(ABOUT, ME, [candidate], CONFIG).chosen is not None
+    assert worth(ABOUT, liar) == (pytest.approx(0.4), "mine")
+    assert choose(ABOUT, ME, [Candidate(A, "a", liar, Backlog(), 0.0, A)]).chosen is not None
 
 
 def test_a_model_that_is_being_restarted_is_named_as_such_and_not_as_missing() -> None:
     down = replace(MODEL, slots=0)
-    decision = choose(
-        replace(ABOUT, model=MODEL.name),
-        ME,
-        [Candidate(A, "a", Capability("s", (), (down,)), 0.0, 0.0, A)],
-        CONFIG,
-    )
+    rows = [Candidate(A, "a", Capability("s", (), (down,)), Backlog(), 0.0, A)]
+    decision = choose(replace(ABOUT, model=MODEL.name), ME, rows)
     assert decision.reason is Reason.ENGINE_FAILED
     assert "restarted" in decision.detail
 
 
 def test_a_peer_that_declared_nothing_is_a_general_one() -> None:
-    assert quality(ABOUT, Capability("s"), "small", {}, CONFIG) == (0.5, "general")
+    assert worth(ABOUT, Capability("s")) == (0.5, "general")
 
 
 def test_a_skill_belongs_to_its_model() -> None:
     able = Capability("s", (Skill("mine", direction(0.9), 0.8, model="big"),), (MODEL,))
-    assert quality(ABOUT, able, "big", {}, CONFIG)[0] == pytest.approx(0.8)
-    assert quality(ABOUT, able, "small", {}, CONFIG) == (0.5, "general")
+    assert worth(ABOUT, able, "big")[0] == pytest.approx(0.8)
+    assert worth(ABOUT, able, "small") == (0.5, "general")
+
+
+def test_what_was_learned_of_a_peer_stands_in_for_what_it_claims() -> None:
+    learned = Estimates(quality=lambda peer, skill, claim: claim / 2 if peer == "n0" else 1.0)
+    able = Capability("s", (Skill("mine", direction(0.9), 0.8),), (MODEL,))
+    assert worth(ABOUT, able, learned=learned) == (pytest.approx(0.4), "mine")
+    assert worth(ABOUT, Capability("s"), learned=learned) == (0.25, "general")
+
+
+def test_a_skill_of_one_name_is_no_rival_to_itself() -> None:
+    mine, theirs = (Capability("s", (Skill("mine", direction(c), 0.8),), (MODEL,)) for c in (0.8, 0.9))
+    assert worth(ABOUT, mine, "small", theirs) == (pytest.approx(0.8), "mine")
+
+
+def test_a_skill_with_a_place_that_covers_nothing_leaves_no_skill_to_rest_on() -> None:
+    far = Capability("s", (Skill("mine", direction(0.0), 0.8),), (MODEL,))
+    assert worth(ABOUT, far) == (0.0, "none")
+
+
+def test_a_skill_that_is_near_to_every_topic_counts_as_claimed() -> None:
+    general = Capability("s", (Skill("general", None, 0.6), Skill("mine", direction(0.0), 0.8)), (MODEL,))
+    assert worth(ABOUT, general) == (0.6, "general")
 
 
 def test_between_two_equally_near_specialists_a_general_peer_is_the_better_choice() -> None:
     one = candidate(A, Skill("one", direction(0.6, 1), 0.8))
     other = candidate(B, Skill("other", direction(0.6, 2), 0.8))
-    table = score(ABOUT, [one, other, candidate(ME)], CONFIG)
+    table = score(ABOUT, [one, other, candidate(ME)])
     assert table[0].peer == ME
 
 
 def test_j_is_wait_and_work_and_round_trip_and_lambda_times_what_quality_lacks() -> None:
-    [row] = score(ABOUT, [candidate(A, wait_s=2.0, rtt_s=0.5)], CONFIG)
+    [row] = score(ABOUT, [candidate(A, wait_s=2.0, rtt_s=0.5)])
     assert row.time_s == pytest.approx(2.0 + 0.18 + 0.5)
     assert row.j_s == pytest.approx(row.time_s + 20.0 * 0.5)
+
+
+def test_wait_is_what_the_peer_s_work_adds_to_the_answer_and_not_the_length_of_its_queue() -> None:
+    beside = Backlog((9.0,), slots=2)  # a free slot: it runs at once, but shares the speed
+    rows = score(ABOUT, [candidate(A)._replace(backlog=beside)])
+    assert rows[0].wait_s == pytest.approx(beside.finish_s(0.18) - 0.18)
+    assert 0.0 < rows[0].wait_s < 1.0
+
+
+def test_the_best_of_those_who_never_told_is_held_for_twice_as_busy_as_the_others() -> None:
+    rows = score(ABOUT, [candidate(A, wait_s=None), candidate(B, wait_s=1.0), candidate(ME, wait_s=1.5)])
+    assert [row.peer for row in rows] == [B, ME, A]
+    assert rows[2].wait_s == pytest.approx(2 * 1.0)  # how busy we are tells nothing of others
+    assert rows[2].j_s == pytest.approx(rows[2].time_s + 10.0)
+    assert score(ABOUT, [candidate(A, wait_s=None)])[0].wait_s == 0.0  # nobody told
+
+
+def test_those_who_never_told_and_are_nearly_alike_share_the_queries_by_their_speed() -> None:
+    silent = [candidate(A, wait_s=None, decode_tps=200.0), candidate(B, wait_s=None)]
+    rows = [*silent, candidate(C, wait_s=9.0)]
+    tables = [score(query(number), rows) for number in range(300)]
+    chosen = Counter(next(row.peer for row in table if row.peer != C) for table in tables)
+    assert set(chosen) == {A, B}
+    assert 1.4 < chosen[A] / chosen[B] < 3.0  # it is 1.9 times as fast, prompts counted in
 
 
 # -- hard filters -------------------------------------------------------------------------------------
@@ -159,7 +210,7 @@ def test_j_is_wait_and_work_and_round_trip_and_lambda_times_what_quality_lacks()
 )
 def test_a_hard_filter_is_never_a_weight(changes: dict[str, object], reason: Reason) -> None:
     asked = query(**changes)  # type: ignore[arg-type]
-    decision = choose(asked, ME, [candidate(ME), candidate(A)], CONFIG)
+    decision = choose(asked, ME, [candidate(ME), candidate(A)])
     assert (decision.kind, decision.reason) == (Kind.REFUSE, reason)
     assert decision.explain().startswith("refuse: ")
     assert [row.why_not for row in decision.table] == [reason, reason]
@@ -167,18 +218,18 @@ def test_a_hard_filter_is_never_a_weight(changes: dict[str, object], reason: Rea
 
 def test_an_estimate_turns_nobody_away_that_might_fit() -> None:
     asked = query(text="x" * 16_000)  # 4 000 tokens at 4 bytes each, but 2 000 at 8
-    assert choose(asked, ME, [candidate(ME)], CONFIG).kind is Kind.SERVE
+    assert choose(asked, ME, [candidate(ME)]).kind is Kind.SERVE
 
 
 @pytest.mark.parametrize(("model", "reason"), [("auto", Reason.NO_ROUTE), ("large", Reason.MODEL_NOT_FOUND)])
 def test_where_nobody_serves_anything_the_reason_says_what_was_missing(model: str, reason: Reason) -> None:
-    empty = Candidate(ME, "me", Capability(), 0.0, 0.0, ME)
-    assert choose(query(model=model), ME, [empty], CONFIG).reason is reason
+    empty = Candidate(ME, "me", Capability(), Backlog(), 0.0, ME)
+    assert choose(query(model=model), ME, [empty]).reason is reason
 
 
 def test_too_long_names_the_longest_context_within_reach() -> None:
     rows = [candidate(ME), candidate(A, context_tokens=4_096), candidate(B, context_tokens=9_999, name="x")]
-    decision = choose(query(prompt_tokens=5_000, model="small"), ME, rows, CONFIG)
+    decision = choose(query(prompt_tokens=5_000, model="small"), ME, rows)
     assert "5000" in decision.detail
     assert "4096" in decision.detail
 
@@ -188,50 +239,94 @@ def test_too_long_names_the_longest_context_within_reach() -> None:
 
 @pytest.mark.parametrize(("busy_s", "kind"), [(0.0, Kind.SERVE), (0.3, Kind.SERVE), (0.6, Kind.FORWARD)])
 def test_a_query_is_passed_on_only_for_a_clear_gain(busy_s: float, kind: Kind) -> None:
-    assert choose(ABOUT, ME, [candidate(ME, wait_s=busy_s), candidate(A)], CONFIG).kind is kind
+    assert choose(ONWARD, ME, [candidate(ME, wait_s=busy_s), candidate(A)]).kind is kind
+
+
+@pytest.mark.parametrize(("busy_s", "kind"), [(0.0, Kind.SERVE), (0.01, Kind.FORWARD)])
+def test_where_it_was_asked_the_best_is_taken_for_any_gain_and_this_peer_among_equals(
+    busy_s: float, kind: Kind
+) -> None:
+    assert choose(ABOUT, ME, [candidate(ME, wait_s=busy_s), candidate(A)]).kind is kind
+    hurried = replace(ABOUT, budget_s=0.01)
+    assert choose(hurried, ME, [candidate(ME, wait_s=busy_s), candidate(A)]).kind is kind
+
+
+def test_who_is_on_the_way_to_the_chosen_passes_it_on_whatever_it_could_do_itself() -> None:
+    bound = replace(ONWARD, target=B)
+    rows = [candidate(ME), candidate(A), candidate(B, wait_s=50.0)]
+    decision = choose(bound, ME, rows)
+    assert (decision.kind, decision.chosen and decision.chosen.peer) == (Kind.FORWARD, B)
+
+
+@pytest.mark.parametrize("changes", [{"hops_left": 0}, {"target": PeerId("unknown here")}])
+def test_who_cannot_pass_it_on_to_the_chosen_decides_anew(changes: dict[str, object]) -> None:
+    lost = replace(ONWARD, **{"target": B, **changes})  # type: ignore[arg-type]
+    assert choose(lost, ME, [candidate(ME), candidate(B, wait_s=50.0)]).kind is Kind.SERVE
+
+
+def test_the_chosen_passes_it_on_to_nobody_whose_load_it_does_not_know() -> None:
+    rows = [candidate(ME, wait_s=9.0), candidate(A, wait_s=None), candidate(B, wait_s=1.0)]
+    assert choose(ONWARD, ME, rows).chosen.peer == B  # type: ignore[union-attr]
+    assert choose(ONWARD, ME, rows[:2]).kind is Kind.SERVE
+    assert choose(ONWARD, ME, rows[1:2]).kind is Kind.FORWARD  # where there is no other
 
 
 def test_a_better_answer_is_worth_a_wait() -> None:
     expert = candidate(A, Skill("mine", direction(0.9), 0.8), wait_s=5.0)
-    decision = choose(ABOUT, ME, [candidate(ME), expert], CONFIG)
+    decision = choose(ABOUT, ME, [candidate(ME), expert])
     assert decision.kind is Kind.FORWARD
     assert decision.explain() == "to peer a: mine quality 0.80, 5.2 s"
 
 
 def test_who_is_in_time_goes_before_who_is_better() -> None:
     expert = candidate(A, Skill("mine", direction(0.9), 0.8), wait_s=5.0)
-    decision = choose(replace(ABOUT, budget_s=2.0), ME, [candidate(ME), expert], CONFIG)
+    decision = choose(replace(ABOUT, budget_s=2.0), ME, [candidate(ME), expert])
     assert decision.kind is Kind.SERVE
 
 
 def test_where_nobody_is_in_time_time_alone_counts_but_still_takes_a_clear_gain() -> None:
-    hurried = replace(ABOUT, budget_s=0.01)
+    hurried = replace(ONWARD, budget_s=0.01)
     expert = candidate(A, Skill("mine", direction(0.9), 0.8), wait_s=5.0)
-    assert choose(hurried, ME, [candidate(B), expert], CONFIG).chosen.peer == B  # type: ignore[union-attr]
-    assert choose(hurried, ME, [candidate(ME, wait_s=0.1), candidate(A)], CONFIG).kind is Kind.SERVE
-    assert choose(hurried, ME, [candidate(ME, wait_s=9.0), candidate(A)], CONFIG).kind is Kind.FORWARD
+    assert choose(hurried, ME, [candidate(B), expert]).chosen.peer == B  # type: ignore[union-attr]
+    assert choose(hurried, ME, [candidate(ME, wait_s=0.1), candidate(A)]).kind is Kind.SERVE
+    assert choose(hurried, ME, [candidate(ME, wait_s=9.0), candidate(A)]).kind is Kind.FORWARD
 
 
 def test_who_is_late_here_and_in_time_elsewhere_goes_elsewhere_for_any_gain() -> None:
     rows = [candidate(ME, wait_s=0.1), candidate(A)]
-    assert choose(replace(ABOUT, budget_s=0.2), ME, rows, CONFIG).kind is Kind.FORWARD
+    assert choose(replace(ONWARD, budget_s=0.2), ME, rows).kind is Kind.FORWARD
+
+
+def test_an_answer_is_gone_on_with_by_the_same_model_wherever_it_is() -> None:
+    broken = replace(ONWARD, accepted=Accepted((1, 2), "a b", 2, MODEL.digest))
+    rows = [candidate(ME, digest="11" * 32), candidate(A, wait_s=3.0)]
+    decision = choose(broken, ME, rows)
+    assert (decision.kind, decision.chosen and decision.chosen.peer) == (Kind.FORWARD, A)
+    assert choose(broken, ME, [candidate(ME, wait_s=3.0), candidate(A, digest="11" * 32)]).kind is Kind.SERVE
+    mixed = replace(broken, accepted=Accepted((1, 2), "a b", 2))  # of no one model: time and quality decide
+    assert choose(mixed, ME, rows).kind is Kind.SERVE
+
+
+def test_who_is_in_time_goes_before_the_same_model() -> None:
+    broken = replace(ABOUT, budget_s=2.0, accepted=Accepted((1, 2), "a b", 2, MODEL.digest))
+    assert choose(broken, ME, [candidate(ME, digest="11" * 32), candidate(A, wait_s=3.0)]).kind is Kind.SERVE
 
 
 def test_without_hops_left_it_is_served_here_or_nowhere() -> None:
     tired = replace(ABOUT, hops_left=0)
     rows = [candidate(ME, wait_s=50.0), candidate(A)]
-    assert choose(tired, ME, rows, CONFIG).kind is Kind.SERVE
-    decision = choose(tired, ME, rows[1:], CONFIG)
+    assert choose(tired, ME, rows).kind is Kind.SERVE
+    decision = choose(tired, ME, rows[1:])
     assert (decision.kind, decision.detail) == (Kind.REFUSE, "no hops left")
 
 
 def test_equals_are_told_apart_by_their_ids() -> None:
-    assert [row.peer for row in score(ABOUT, [candidate(B), candidate(A)], CONFIG)] == [A, B]
+    assert [row.peer for row in score(ABOUT, [candidate(B), candidate(A)])] == [A, B]
 
 
 @pytest.mark.parametrize(
     ("why_not", "line"), [(None, "code quality 0.50, 3.0 s"), (Reason.TOO_LONG, "m: context_length_exceeded")]
 )
 def test_each_row_explains_itself(why_not: Reason | None, line: str) -> None:
-    row = Scored(A, "a", "m", A, "code", 0.5, 1.0, 1.5, 0.5, 9.0, why_not)
+    row = Scored(A, "a", "m", A, "code", 0.5, 1.0, 1.5, 0.5, 9.0, why_not=why_not)
     assert row.explain() == line
