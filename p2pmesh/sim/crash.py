@@ -55,6 +55,8 @@ class Crash:
     killed: int
     silent: int
     """Of the killed, how many without closing their links."""
+    served: float
+    """Share of all that were in flight at the crash or asked after it, and ended well."""
     in_flight: Row
     minute_after: Row
     later: Row
@@ -99,7 +101,9 @@ def crash(
     world.run(BUDGET_S + 1.0)
     world.judge.close(world.now)
     in_flight, minute, later = map(_row, rows)
-    return Crash(peers, len(killed), len(silent), in_flight, minute, later, world.trace())
+    ended = [asking.ended is not None for row in rows for asking in row]
+    served = sum(ended) / max(1, len(ended))
+    return Crash(peers, len(killed), len(silent), served, in_flight, minute, later, world.trace())
 
 
 def _row(askings: Sequence[Asking]) -> Row:
