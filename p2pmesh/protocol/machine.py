@@ -180,6 +180,7 @@ class Machine:
                 self.membership.on_leave(peer, message, now)
             case m.Part():
                 self.membership.on_part(peer, now)
+                self.relay.parted(peer, now)
             case m.Announce():
                 self.gossip.on_announce(peer, message, now)
             case m.Digest():

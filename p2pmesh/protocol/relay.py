@@ -140,6 +140,15 @@ class Relay:
             if flight.phase is Phase.DIALLING and flight.downstream == peer:
                 self._send_onward(flight, peer, now)
 
+    def parted(self, peer: PeerId, now: float) -> None:
+        """It ends the link for want of room, and would not if it had anything of ours: what was offered never
+        came to its ears, and goes elsewhere."""
+        for flight in self.flights:
+            if flight.phase is Phase.OFFERED and flight.downstream == peer:
+                flight.downstream = None
+                flight.tried = (*flight.tried, peer)
+                self._route(flight, now)
+
     def dial_failed(self, peer: PeerId, now: float) -> None:
         """There will be no link: choose anew, maybe the same peer by way of a neighbour."""
         for flight in self.flights:

@@ -115,3 +115,13 @@ def test_a_peer_that_has_no_room_for_the_link_is_not_waited_for() -> None:
     effects = bench.handle(e.Connected(B))
     assert sent(effects, m.Part, B)
     assert sent(effects, m.Forward, A)
+
+
+def test_what_was_offered_to_a_peer_that_had_no_room_goes_elsewhere_in_the_same_attempt() -> None:
+    """It gave the room to another while our query was on its way: it never had it, and it is not dead."""
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    [first] = {e_.peer for e_ in of(bench.ask(ASKED), e.Send) if isinstance(e_.message, m.Forward)}
+    [forward] = sent(bench.say(first, m.Part()), m.Forward)
+    assert (forward.query.attempt, forward.query.excluded) == (0, (first,))
+    assert not of(bench.handle(e.Disconnected(first)), e.Fail)
