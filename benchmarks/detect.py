@@ -59,7 +59,7 @@ class Mesh:
         self.urls[name] = peer.url
         self._engines.extend(peer.engine_pids())
         if not self._join:
-            self._join = [f"{address}/p2p/{peer.told['id']}" for address in peer.told["addresses"]]
+            self._join = peer.told["addresses"]
 
     def burn(self) -> None:
         """Keep every core busy."""

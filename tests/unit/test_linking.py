@@ -247,8 +247,10 @@ def test_one_that_parted_and_came_back_is_watched_as_any_link_is() -> None:
 def test_queries_that_went_through_a_parted_link_are_lost_like_any() -> None:
     on = Bench(UNABLE)
     on.link(A, B, capability=ABLE)
-    [forward] = [s for s in of(on.ask(), e.Send) if isinstance(s.message, m.Forward)]
-    on.say(forward.peer, m.Part())
+    asked = query(1, origin=ME)
+    [forward] = [s for s in of(on.ask(asked), e.Send) if isinstance(s.message, m.Forward)]
+    on.say(forward.peer, m.Accept(asked.id, 0, False))
+    assert not sent(on.say(forward.peer, m.Part()), m.Forward)
     again = [
         s for s in of(on.handle(e.Disconnected(forward.peer)), e.Send) if isinstance(s.message, m.Forward)
     ]
