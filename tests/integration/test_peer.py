@@ -81,8 +81,8 @@ async def test_an_answer_is_whole_and_says_where_it_came_from():
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 4)
         assert (answer.finish_reason, answer.model, answer.served_by) == ("stop", "echo", answerer.id)
         assert [hop.name for hop in answer.path] == ["asker", "server"]
-        assert answer.path[0].why.startswith("to server: general quality 0.50")
-        assert answer.path[1].why.startswith("serve: general quality 0.50")
+        assert answer.path[0].why.startswith("to server: general quality 0.45")
+        assert answer.path[1].why.startswith("serve: general quality 0.45")
         assert answer.ttft_s >= 0
         talk = (Message("system", "be brief"), Message("user", "a"), Message("assistant", "b"))
         answer = await asker.ask([*talk, Message("user", "c d")], options=Options(max_tokens=2))
