@@ -87,6 +87,9 @@ class Gossip:
         self._digest_last = -math.inf
         self._new: list[PeerId] = []
         """Links not compared with yet."""
+        self._shared: tuple[tuple[object, ...], dict[PeerId, SignedRecord], list[int]] | None = None
+        """What may be passed on and its sums, and as of when: a thousand records are not gone through for
+        each message."""
         self.me = self._sign(record)
         self._freshen(record.id, now)
 
@@ -222,7 +225,7 @@ class Gossip:
         """Send the records asked for, in frames that fit; to a peer also its own, which it may have lost."""
         held = self._all()
         if peer in self.records:
-            held[peer] = self.records[peer]
+            held = {**held, peer: self.records[peer]}
         batch: list[SignedRecord] = []
         for ident in dict.fromkeys(message.ids):
             if ident in held:
@@ -306,20 +309,26 @@ class Gossip:
 
     def _all(self) -> dict[PeerId, SignedRecord]:
         """What may be passed on: our own record and those of the living."""
-        members = self._membership.members
-        held = {self.me.record.id: self.me}
-        for ident, record in self.records.items():
-            member = members.get(ident)
-            if member is not None and member.status < Status.DEAD:
-                held[ident] = record
-        return held
+        return self._share()[0]
 
     def _sums(self) -> list[int]:
         """What we may pass on, as one sum for each bucket of peers: equal sums, equal records."""
-        sums = [0] * DIGEST_BUCKETS
-        for ident, signed in self._all().items():
-            sums[_bucket(ident)] ^= _fingerprint(signed.signature)
-        return sums
+        return self._share()[1]
+
+    def _share(self) -> tuple[dict[PeerId, SignedRecord], list[int]]:
+        as_of = (self.me.record.version, self.changes, self._membership.changes)
+        if self._shared is None or self._shared[0] != as_of:
+            members = self._membership.members
+            held = {self.me.record.id: self.me}
+            for ident, record in self.records.items():
+                member = members.get(ident)
+                if member is not None and member.status < Status.DEAD:
+                    held[ident] = record
+            sums = [0] * DIGEST_BUCKETS
+            for ident, signed in held.items():
+                sums[_bucket(ident)] ^= _fingerprint(signed.signature)
+            self._shared = as_of, held, sums
+        return self._shared[1:]
 
     def _lines(self, peer: PeerId, idents: list[PeerId]) -> tuple[Line, ...]:
         """Lines for `peer` about `idents`. A way that leads through `peer` is told as none, or two neighbours

@@ -71,14 +71,6 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
 
         self._ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
-        self._parts = (
-            self.membership,
-            self._linking,
-            self.gossip,
-            self.loads,
-            self._ratings,
-            self.relay,
-        )
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
@@ -100,7 +92,14 @@ class Machine:
         self.loads.advance(now)
         self._ratings.advance(now)
         self.gossip.advance(now)
-        due = min(part.deadline for part in self._parts)
+        due = min(
+            self.membership.deadline,
+            self._linking.deadline,
+            self.gossip.deadline,
+            self.loads.deadline,
+            self._ratings.deadline,
+            self.relay.deadline,
+        )
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
         self._out.clear()

@@ -245,7 +245,7 @@ def _bury_one(world: World, rng: Random) -> None:
     victim, waiting = _burden(world, rng, 5)
     world.crash(victim, silent=True)
     world.run(_RESCUED_S)
-    _served([a for a in waiting if not a.chunks])  # its first token may have been under way
+    _served(waiting)
     world.run(CONVERGE_S - _RESCUED_S)
     world.judge.settled(world.nodes)
     world.run(15.0)

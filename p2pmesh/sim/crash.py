@@ -98,8 +98,10 @@ def crash(
             )
             if crashed:
                 rows[1 if at < crash_at + AFTER_S else 2].append(asking)
-    world.run(BUDGET_S + 1.0)
-    world.judge.close(world.now)
+    world.run(1.0)
+    while any(a.over_at is None and not a.orphaned for row in rows for a in row):
+        world.run(1.0)  # each has a budget: `close` finds what outlives it
+        world.judge.close(world.now)
     in_flight, minute, later = map(_row, rows)
     ended = [asking.ended is not None for row in rows for asking in row]
     served = sum(ended) / max(1, len(ended))

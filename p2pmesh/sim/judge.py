@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -108,6 +108,7 @@ class Judge:
         self._checks: dict[PeerId, int] = {}
         self._ticks: dict[PeerId, tuple[float, int]] = {}
         """When the ticks that are being counted began, and how many there were."""
+        self._bounds = _bounds(config)
 
     def asked(self, query: Query, now: float) -> Asking:
         """A query enters."""
@@ -200,34 +201,9 @@ class Judge:
 
     def check(self, ident: PeerId, machine: Machine) -> None:
         """After every event: the tables."""
-        limits, members, relay = self._config.limits, self._config.membership, self._config.relay
-        links = 2 * members.links_max
-        flights, prober = machine.relay.flights, machine.membership._prober
-        records = members.members_max + limits.records_per_frame_max
-        tables = (
-            ("flights", flights, relay.flights_max),
-            ("attempts seen", flights._seen, relay.seen_max),
-            ("alarms of flights", flights._alarms, relay.flights_max),
-            ("members", machine.membership.members, members.members_max),
-            ("links", machine.membership.links, links),
-            ("alarms of members", machine.membership._alarms, members.members_max),
-            ("probes", prober, 5 * members.links_max + links),
-            ("probes to come", prober._order, links),
-            ("chosen links", machine._linking._chosen, members.links_max),
-            ("updates", machine.membership._updates, members.members_max),
-            ("records", machine.gossip.records, records),
-            ("fresh records", machine.gossip._fresh, records + 1),
-            ("pulls", machine.gossip._pulls, limits.digest_max),
-            ("links to compare with", machine.gossip._new, 2 * links),
-            ("loads", machine.loads._loads, links),
-            ("loads that wait", machine.loads._queued, links),
-            ("requests for work", machine._stealing._asked, LOOKED_AT_MAX + 1),
-            ("jobs", machine._local._jobs, relay.flights_max),
-            ("waiting jobs", machine._local._waiting, relay.waiting_max),
-        )
-        for name, table, most in tables:
-            if len(table) > most:
-                raise Violation(f"{ident} holds {len(table)} {name}, at most {most}")
+        for name, most, table in self._bounds:
+            if len(table(machine)) > most:
+                raise Violation(f"{ident} holds {len(table(machine))} {name}, at most {most}")
         checks = self._checks[ident] = self._checks.get(ident, -1) + 1
         if checks % SEARCH_EVERY == 0:
             _search(ident, machine)
@@ -265,6 +241,34 @@ class Judge:
         if now > asking.due:
             raise Violation(f"{query_id} goes on after its budget")
         return asking
+
+
+def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]], ...]:
+    """Every table of a machine: its name, its bound, and how to get at it."""
+    limits, members, relay = config.limits, config.membership, config.relay
+    links = 2 * members.links_max
+    records = members.members_max + limits.records_per_frame_max
+    return (
+        ("flights", relay.flights_max, lambda m: m.relay.flights._table),
+        ("attempts seen", relay.seen_max, lambda m: m.relay.flights._seen),
+        ("alarms of flights", relay.flights_max, lambda m: m.relay.flights._alarms._at),
+        ("members", members.members_max, lambda m: m.membership.members),
+        ("links", links, lambda m: m.membership.links),
+        ("alarms of members", members.members_max, lambda m: m.membership._alarms._at),
+        ("probes", 5 * members.links_max + links, lambda m: m.membership._prober._probes),
+        ("probes to come", links, lambda m: m.membership._prober._order),
+        ("chosen links", members.links_max, lambda m: m._linking._chosen),
+        ("updates", members.members_max, lambda m: m.membership._updates),
+        ("records", records, lambda m: m.gossip.records),
+        ("fresh records", records + 1, lambda m: m.gossip._fresh),
+        ("pulls", limits.digest_max, lambda m: m.gossip._pulls),
+        ("links to compare with", 2 * links, lambda m: m.gossip._new),
+        ("loads", links, lambda m: m.loads._loads),
+        ("loads that wait", links, lambda m: m.loads._queued),
+        ("requests for work", LOOKED_AT_MAX + 1, lambda m: m._stealing._asked),
+        ("jobs", relay.flights_max, lambda m: m._local._jobs),
+        ("waiting jobs", relay.waiting_max, lambda m: m._local._waiting),
+    )
 
 
 def _search(ident: PeerId, machine: Machine) -> None:

@@ -109,6 +109,8 @@ class Node:
     runs: dict[tuple[QueryId, int], Run] = field(default_factory=dict)
     wake_at: float = math.inf
     """When its engine is looked at next."""
+    ticks_at: float = math.inf
+    """The deadline that a tick was last set for, while it is to come."""
     paused: list[e.Event] | None = None
     """Events that wait while it is stopped; None: it runs."""
 
@@ -334,10 +336,14 @@ class World:
                 self._tell(self.now, ident, effect)
             self._perform(ident, node, effect)
         deadline = node.machine.deadline
-        self.later(max(0.0, deadline - self.now), lambda: self._tick(ident, node, deadline))
+        if deadline != node.ticks_at:
+            node.ticks_at = deadline
+            self.later(max(0.0, deadline - self.now), lambda: self._tick(ident, node, deadline))
 
     def _tick(self, ident: PeerId, node: Node, deadline: float) -> None:
         # Only the tick for the deadline that still stands counts; the others were overtaken by events.
+        if node.ticks_at == deadline:
+            node.ticks_at = math.inf
         if self.nodes.get(ident) is node and node.machine.deadline == deadline:
             self.happen(ident, e.Tick())
 
