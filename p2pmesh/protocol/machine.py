@@ -71,6 +71,14 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
 
         self._ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
+        self._parts = (
+            self.membership,
+            self._linking,
+            self.gossip,
+            self.loads,
+            self._ratings,
+            self.relay,
+        )
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
@@ -92,14 +100,7 @@ class Machine:
         self.loads.advance(now)
         self._ratings.advance(now)
         self.gossip.advance(now)
-        due = min(
-            self.membership.deadline,
-            self._linking.deadline,
-            self.gossip.deadline,
-            self.loads.deadline,
-            self._ratings.deadline,
-            self.relay.deadline,
-        )
+        due = min([part.deadline for part in self._parts])
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
         self._out.clear()
@@ -358,14 +359,16 @@ class Machine:
             backlog = self._local.backlog(now)
             candidates.append(Candidate(self.me, self.name, mine.capability, backlog, 0.0, self.me))
         records, links = self.gossip.records, self.membership.links
-        # Who passes a query on can read it, so a neighbour that may not see it is no way to one that may.
-        blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
+        blind: set[PeerId] | None = None
         for peer in only or self._worth_weighing(query):
             signed = records.get(peer)
-            if signed is None:
+            if signed is None or peer in barred or not self.membership.is_alive(peer):
                 continue
-            way = self.membership.way_to(peer, barred if peer in links else blind)
-            if way is None or peer in barred or not self.membership.is_alive(peer):
+            if peer not in links and blind is None:
+                # Who passes a query on can read it: one that may not see it is no way to one that may.
+                blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
+            way = self.membership.way_to(peer, blind or barred)
+            if way is None:
                 continue
             known = self.loads.backlog(peer, now)
             name, capability = signed.record.name or peer[-8:], signed.record.capability

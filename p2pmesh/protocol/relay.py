@@ -1,8 +1,9 @@
 """Queries in flight: forward, stream back, hand over, cancel, expire.
 
 One `Flight` per query and peer. Each hop answers for the next one: it hears a sign of life from downstream at
-least every `silence_max_s`, and gives one upstream at least every `keepalive_s`. A refusal is handled
-where it arrives, by the next-best choice; a loss goes back to the origin, which alone starts a new attempt.
+least every `silence_max_s`, and gives one upstream at least every `keepalive_s`. A refusal, and a loss before
+the first token, is handled where it is noticed, by the next-best choice; a loss amid the answer goes back to
+the origin, which alone starts a new attempt.
 It asks `plan` where a query goes and `local` to serve it, and knows nothing of members, records or models.
 """
 
@@ -177,6 +178,7 @@ class Relay:
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
         if message.reason is Reason.PEER_LOST:
+            flight.tried = (*flight.tried, peer)  # it lives, and found no other way
             self._lost(flight, message.dead or (peer,), now)
         elif message.reason is Reason.ENGINE_FAILED:
             self._crashed(flight, peer, now)
@@ -388,18 +390,26 @@ class Relay:
 
     def _nobody_left(self, flight: Flight, decision: Decision, now: float) -> None:
         reason, detail, retry_after_s = verdict(flight.refusal, decision)
-        self.flights.end_badly(flight, reason, detail, retry_after_s)
+        dead = flight.refusal.dead if flight.refusal is not None else ()
+        self.flights.end_badly(flight, reason, detail, retry_after_s, dead)
 
     def _lost(
         self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"
     ) -> None:
-        """Downstream is gone. Only the origin may start again, under a new attempt number."""
+        """Downstream is gone. Who lost it finds another way on from here, while nothing of the answer has
+        come; after that the origin alone starts again, with what it has, under a new attempt number."""
         flight.downstream = None
-        if flight.upstream is not None:
+        dead = tuple(p for p in dead if p != self.me)  # whatever they say, we are not dead
+        if flight.upstream is None:
+            self._again(flight, dead, Reason.PEER_LOST, how, now)
+            return
+        excluded = (*flight.query.excluded, *(p for p in dead if p not in flight.query.excluded))
+        if flight.begun or len(excluded) > self._limits.excluded_max:
             self.flights.end_badly(flight, Reason.PEER_LOST, how, dead=dead)
-        else:
-            others = tuple(p for p in dead if p != self.me)  # whatever they say, we are not dead
-            self._again(flight, others, Reason.PEER_LOST, how, now)
+            return
+        flight.query, flight.placed = replace(flight.query, excluded=excluded), False
+        flight.refusal = Refuse(*flight.ident, Reason.PEER_LOST, how, dead=dead)
+        self._route(flight, now)
 
     def _again(
         self, flight: Flight, without: tuple[PeerId, ...], reason: Reason, how: str, now: float

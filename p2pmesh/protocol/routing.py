@@ -275,8 +275,9 @@ def choose(
     has visited or that are excluded.
 
     Where it was asked, the best is taken, and who is on the way to that one passes the query on. A peer that
-    it was sent to passes it on only for a clear gain, and only to one whose load it knows: what is known of
-    others is old, what is known of ourselves is exact, and a query must come to rest.
+    it was sent to passes it on only for a clear gain, twice as clear at each further one, and only to one
+    whose load it knows: what is known of others is old, the best of many such estimates is too good to be
+    true, and a query must come to rest.
     """
     table = score(query, me, candidates, estimates, config)
     feasible = [row for row in table if row.why_not is None]
@@ -293,7 +294,10 @@ def choose(
     best = feasible[0]
     own = next((row for row in feasible if row.peer == me), None)
     if own is not None and best.peer != me:
-        needed = config.gain_min_s + config.gain_min_share * own.time_s if query.target == me else 0.0
+        needed = 0.0
+        if query.target == me:
+            needed = config.gain_min_s + config.gain_min_share * own.time_s
+            needed *= 2.0 ** (len(query.path) - 1)
         nobody_in_time = best.time_s > query.budget_s
         gain = own.time_s - best.time_s if nobody_in_time else own.j_s - best.j_s
         if best.continues and not own.continues:
