@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import NewType
 
 from p2pmesh.record import GENERAL, NOBODY, PeerId, Vector
@@ -17,6 +18,10 @@ QueryId = NewType("QueryId", str)
 
 AUTO = "auto"
 """The model name that lets the mesh choose."""
+
+PREFIXES_MAX = 16
+"""Beginnings of a prompt that have a key: the longest ones. The last turn's prompt is two messages shorter
+than this one's, so that even an agent that called seven tools since finds what it left."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,34 @@ class Accepted:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """A peer that may be near to a query, as somebody who knows it told."""
+
+    peer: PeerId
+    similarity: float
+    """Cosine of its nearest skill with the query, -1..1."""
+    expanded: bool = False
+    """The query has been there."""
+    addresses: tuple[str, ...] = ()
+    """Where to dial it, for those who have never heard of it."""
+    work_s: float | None = None
+    """Seconds its best model would need, alone, and behind its queue where it says so itself; None: it cannot
+    serve the query, and only knows others."""
+    quality: float = 0.0
+    """What its answer is expected to be worth, 0..1."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a query carries of its search among peers that do not all know one another."""
+
+    leads: tuple[Lead, ...] = ()
+    """Best first."""
+    stale: int = 0
+    """Peers in a row that knew nobody nearer."""
+
+
+@dataclass(frozen=True)
 class Query:
     """A question on its way."""
 
@@ -85,7 +118,8 @@ class Query:
     """The embedding space of `vector`."""
     prompt_tokens: int = 0
     """Exact length where an engine has told it, else 0."""
-    hops_left: int = 8
+    hops_left: int = 16
+    """Peers it may still be passed to; at most `limits.hops_max`."""
     budget_s: float = 120.0
     """Seconds that remain until the asker gives up."""
     path: tuple[Hop, ...] = ()
@@ -96,11 +130,27 @@ class Query:
     """Who was chosen to serve it: those on the way there pass it on. Empty: whoever has it chooses."""
     accepted: Accepted | None = None
     """What an earlier attempt brought; None: nothing."""
+    search: Search | None = None
+    """How far the search for its peer has come; None: it is over, or there is none."""
 
     @property
     def text(self) -> str:
         """The last thing the user said: what the query is about."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @cached_property
+    def prefixes(self) -> tuple[tuple[bytes, int], ...]:
+        """The beginnings of the prompt, the shortest first and the whole last: a key of 8 bytes for the first
+        k messages, which nothing but these in this order has, and the UTF-8 bytes of their contents."""
+        key, length, found = b"", 0, []
+        for message in self.messages:
+            role, content = (s.encode("utf-8", "surrogatepass") for s in (message.role, message.content))
+            # Their lengths come first, or ("a", "bc") and ("ab", "c") would be one.
+            head = b"%d %d " % (len(role), len(content))
+            key = blake2b(key + head + role + content, digest_size=8).digest()
+            length += len(content)
+            found.append((key, length))
+        return tuple(found[-PREFIXES_MAX:])
 
     @cached_property
     def prompt_bytes(self) -> int:

@@ -77,6 +77,10 @@ class Skill:
         return hash((self.name, self.model, self.quality))
 
 
+CONVERSATIONS_MAX = 1_024
+"""Most conversations that a model may say it keeps: each has a key in its peer's memory."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """One model a peer serves, and how fast it measured it to be."""
@@ -92,6 +96,9 @@ class ModelInfo:
     """Answer tokens written per second of one uncontended slot."""
     slots: int
     """Queries it runs at once; 0: it is being restarted, and will be back."""
+    prefixes: int = 0
+    """How many conversations it keeps in its KV cache, so that the next turn need not read them again; 0:
+    none."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,11 @@ class Capability:
         return next((m for m in self.models if m.name == name), None)
 
 
+HELD_MAX = 16
+"""Most conversations that a load tells of: 160 bytes of a report. A guess: a small peer's slots four times
+over."""
+
+
 @dataclass(frozen=True)
 class Load:
     """How busy a peer is. Bytes; pushed when it moves."""
@@ -134,6 +146,12 @@ class Load:
     more would take beside them."""
     waiting_s: float = 0.0
     """Seconds of work, alone on the model, of all that wait."""
+    held: tuple[bytes, ...] = ()
+    """Keys of the conversations that its models hold in their KV caches, at most `HELD_MAX`, the most recent
+    first: who knows a conversation can tell whether it is among them."""
+    pace: float = 1.0
+    """How many times as fast as their records say its models were of late; 0.2: a machine that swaps. The
+    seconds above reckon with it already; the work of one more query does not."""
 
 
 VERSION_MAX = 2**62

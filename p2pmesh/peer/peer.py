@@ -122,7 +122,7 @@ class Peer:
             messages=messages,
             options=options or Options(),
             model=model,
-            hops_left=self.config.limits.hops_max // 2,
+            hops_left=self.config.limits.hops_max,
             budget_s=budget_s,
         )
         answer = Answer(query.id, self.rate)

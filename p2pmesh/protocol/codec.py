@@ -17,9 +17,13 @@ from p2pmesh.config import Limits
 from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.protocol import fields as f
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN
 from p2pmesh.protocol.experience import Report, Row
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, Query, Usage
+from p2pmesh.protocol.search import LEADS_MAX
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Options, Query, Search, Usage
 from p2pmesh.record import (
+    CONVERSATIONS_MAX,
+    HELD_MAX,
     VERSION_MAX,
     Capability,
     Load,
@@ -167,7 +171,7 @@ def _record_schema(limits: Limits) -> f.Field:
     rate = f.number(0.0, 1e9)
     count = f.integer(0, _COUNT_MAX)
     skill = f.struct(Skill, name, f.maybe(f.vector(limits.dimensions_max)), share, count, name)
-    model = f.struct(ModelInfo, name, f.text(64), count, rate, rate, count)
+    model = f.struct(ModelInfo, name, f.text(64), count, rate, rate, count, f.integer(0, CONVERSATIONS_MAX))
     capability = f.struct(
         Capability, name, f.many(skill, limits.skills_max), f.many(model, limits.models_max), f.many(name, 16)
     )
@@ -205,6 +209,9 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         count,
         f.text(64),
     )
+    addresses = f.many(f.text(256), limits.addresses_max)
+    work = f.maybe(f.seconds())
+    lead = f.struct(Lead, peer, f.number(-1.0, 1.0), f.boolean(), addresses, work, f.number(0.0, 1.0))
     query = f.struct(
         Query,
         f.query_id(),
@@ -223,6 +230,7 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         f.many(peer, limits.excluded_max),
         peer,
         f.maybe(accepted),
+        f.maybe(f.struct(Search, f.many(lead, LEADS_MAX), f.integer(0, 255))),
     )
 
     def unpack(raw: Any) -> Query:
@@ -254,6 +262,12 @@ def _report(limits: Limits) -> f.Field:
     return f.struct(Report, f.integer(0, VERSION_MAX), f.many(f.Field(row.pack, unpack), _ROWS_MAX))
 
 
+def _pace() -> f.Field:
+    """In thousandths, since loads are most of what is said: three bytes for nine."""
+    thousandths = f.integer(round(1_000 * PACE_MIN), round(1_000 * PACE_MAX))
+    return f.Field(lambda pace: round(1_000 * pace), lambda raw: thousandths.unpack(raw) / 1_000)
+
+
 def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     """The wire, one line a message. Tags are positions: append, never reorder, within a protocol version."""
     peer = f.text(_PEER_ID_BYTES_MAX)
@@ -277,7 +291,16 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         f.text(64),
         parts["path"],
     )
-    load = f.struct(Load, seconds, count, f.integer(0, _QUEUED_MAX), f.many(seconds, _RUNNING_MAX), seconds)
+    load = f.struct(
+        Load,
+        seconds,
+        count,
+        f.integer(0, _QUEUED_MAX),
+        f.many(seconds, _RUNNING_MAX),
+        seconds,
+        f.many(f.exactly(8), HELD_MAX),
+        _pace(),
+    )
     dead = f.many(peer, limits.excluded_max)
 
     def unpack_signed(raw: Any) -> SignedRecord:
@@ -299,7 +322,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.LoadReport: f.struct(m.LoadReport, load),
         m.Forward: f.struct(m.Forward, parts["query"]),
         m.Accept: f.struct(m.Accept, *ident, f.boolean(), seconds, parts["path"], f.text(64)),
-        m.Refuse: f.struct(m.Refuse, *ident, reason, detail, seconds, count, dead),
+        m.Refuse: f.struct(m.Refuse, *ident, reason, detail, seconds, count, dead, peer),
         m.Tokens: f.struct(m.Tokens, chunk),
         m.End: f.struct(m.End, *ident, count, ended),
         m.Error: f.struct(m.Error, *ident, reason, detail, dead),

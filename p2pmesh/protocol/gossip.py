@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from random import Random
@@ -39,6 +41,12 @@ _DIGEST_PAUSE_S = 0.25
 """Seconds between digests to new links. A guess: time for the first to teach us what the second would."""
 _PULL_PATIENCE_S = 2.0
 """Seconds until an unanswered pull is made again from whoever announces next."""
+
+
+_OFFERED_RANDOM = 8
+"""Peers told of at random in an exchange, beside those that are near to whoever is told (research: a swap of
+8 in 30 s)."""
+_NEVER = Version(-1, -1)
 
 
 class Signer(Protocol):
@@ -90,8 +98,16 @@ class Gossip:
         self._shared: tuple[tuple[object, ...], dict[PeerId, SignedRecord], list[int]] | None = None
         """What may be passed on and its sums, and as of when: a thousand records are not gone through for
         each message."""
+        self._declined: OrderedDict[PeerId, Version] = OrderedDict()
+        """Records there was no room for: not to be pulled again while it is full."""
+        self._tidied = 0
         self.me = self._sign(record)
         self._freshen(record.id, now)
+
+    def crowd(self, admit: Callable[[PeerRecord], bool], offer: Callable[[PeerId], Sequence[PeerId]]) -> None:
+        """Where there are more peers than room: `admit` says whether a newcomer takes the place of another,
+        who is forgotten then; `offer` returns whom to tell a link of, the best first."""
+        self._admit, self._offer = admit, offer
 
     # -- our own record and load ----------------------------------------------------------------------
 
@@ -187,6 +203,8 @@ class Gossip:
             if self._membership.outdated(line.id, line.version):
                 self._membership.departed(line.id, line.version)
                 self._heard_again(line)
+            elif self._membership.full and line.version <= self._declined.get(line.id, _NEVER):
+                continue
             else:
                 wanted.append(line.id)
                 self._foretold[line.id] = (peer, line.distance)
@@ -250,7 +268,7 @@ class Gossip:
             if record.id == self.me.record.id:
                 self._outlive(peer, record.version, now)
                 continue
-            if self._membership.heard(record.id, record.version, record.addresses, now):
+            if self._keep(record, now):
                 self.records[record.id] = signed
                 self.changes += 1
                 if record.id in self._foretold:
@@ -259,6 +277,32 @@ class Gossip:
                 self._freshen(record.id, now)
         for signed in message.records:
             self._foretold.pop(signed.record.id, None)
+        self._tidy()
+
+    def _keep(self, record: PeerRecord, now: float) -> bool:
+        """Make it a member. Returns whether there is room for it."""
+        about = (record.id, record.version, record.addresses, now)
+        if self._membership.heard(*about) or (self._admit(record) and self._membership.heard(*about)):
+            return True
+        self._decline(record)
+        return False
+
+    def _decline(self, record: PeerRecord) -> None:
+        self._declined[record.id] = record.version
+        self._declined.move_to_end(record.id)
+        if len(self._declined) > self._limits.digest_max:
+            self._declined.popitem(last=False)
+
+    def forgotten(self, peer: PeerId) -> None:
+        """It could not be reached, and is no member any more: do not pull the same record again."""
+        if peer in self.records:
+            self._decline(self.records[peer].record)
+
+    def _tidy(self) -> None:
+        """Drop the records of those who are members no more."""
+        if self._tidied == self._membership.changes:
+            return
+        self._tidied = self._membership.changes
         for gone in [i for i in self.records if i not in self._membership.members]:
             del self.records[gone]
             self.changes += 1
@@ -275,6 +319,7 @@ class Gossip:
 
     def advance(self, now: float) -> None:
         """Do what is due: announcements, a digest."""
+        self._tidy()
         if now >= self._announce_at:
             self._announce(now)
         if now >= self._digest_at:
@@ -287,11 +332,21 @@ class Gossip:
         self._digest_last = now
         if links:
             peer = self._new.pop(0) if self._new else self._rng.choice(sorted(links))
-            self._out.append(Send(peer, Digest(_pack(self._sums()))))
+            if self._membership.partial:
+                self._exchange(peer)
+            else:
+                self._out.append(Send(peer, Digest(_pack(self._sums()))))
             lost = self._membership.lost()[: self._limits.digest_max]
             if lost:
                 self._out.append(Send(peer, Seek(tuple(lost))))
         self._digest_at = now + (_DIGEST_PAUSE_S if self._new else self._config.digest_interval_s)
+
+    def _exchange(self, peer: PeerId) -> None:
+        """Tell a link of peers that it may want to know: no two know the same, so sums would tell nothing."""
+        rest = sorted(i for i in self.records if i != peer and self._membership.can_reach(i))
+        some = self._rng.sample(rest, min(len(rest), _OFFERED_RANDOM))
+        idents = list(dict.fromkeys((*self._offer(peer), *some)))
+        self._out.append(Send(peer, Announce(self._lines(peer, idents))))
 
     def _announce(self, now: float) -> None:
         idents = list(self._fresh)

@@ -18,6 +18,11 @@ from p2pmesh.record import Load, PeerId
 
 _SENT_MAX = 64
 """Queries sent to one link since its last report that are reckoned with."""
+_PACE_MOVED = 1.2
+"""Times by which a pace must have moved to be told. A guess: what moves J as much as a hop must gain."""
+_HELD_PATIENCE_S = 1.0
+"""Least seconds between two pushes of which only what is held has changed: the keepalive is too late for an
+agent, whose next turn comes when the answer has; and whose answer took less has less than that to save."""
 
 
 @dataclass
@@ -55,8 +60,12 @@ class Loads:
         moved = abs(max(0.0, self._sent.remaining_s - (now - self._sent_at)) - load.remaining_s)
         turned = (self._sent.free_slots == 0) != (load.free_slots == 0)
         waits = (self._sent.queued == 0) != (load.queued == 0)
-        if moved > self._config.load_delta_s or turned or waits:
+        slowed = not 1.0 / _PACE_MOVED <= load.pace / self._sent.pace <= _PACE_MOVED
+        if moved > self._config.load_delta_s or turned or waits or slowed:
             self._due = min(self._due, max(now, self._sent_at + self._config.load_interval_min_s))
+        elif load.held != self._sent.held:
+            patience_s = max(_HELD_PATIENCE_S, self._config.load_interval_min_s)
+            self._due = min(self._due, max(now, self._sent_at + patience_s))
 
     # -- what others ask of it ------------------------------------------------------------------------
 

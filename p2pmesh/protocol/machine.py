@@ -8,7 +8,8 @@ it hands each event to the part that knows, and lets every part do what is due.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from random import Random
 
 from typing_extensions import assert_never
@@ -28,7 +29,17 @@ from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
 from p2pmesh.protocol.ratings import Ratings
 from p2pmesh.protocol.relay import Relay
-from p2pmesh.protocol.routing import Candidate, Decision, Estimates, Scored, choose, score
+from p2pmesh.protocol.routing import (
+    Candidate,
+    Decision,
+    Estimates,
+    Kind,
+    Scored,
+    choose,
+    score,
+    stranger,
+)
+from p2pmesh.protocol.seeking import Seeking
 from p2pmesh.protocol.stealing import Stealing
 from p2pmesh.query import Ended, Query
 from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Version
@@ -66,6 +77,8 @@ class Machine:
         asked = (self._plan, self._sent, self._reach, self._can_embed, self._answered)
         self.relay = Relay(me, name, config, self._local, lengths, *asked, self._out)
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
+        self.gossip.crowd(self._linking.admit, self._linking.offer)
+        self._seeking = Seeking(me, self.membership, self.gossip, self._weigh)
         self.loads = Loads(config, self._linking.load_set, self._out, now)
         queued, compare = self.loads.queued, self._compare
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
@@ -143,8 +156,7 @@ class Machine:
             case e.Discovered():
                 self.membership.discovered(event.peer, event.addresses, now)
             case e.DialFailed():
-                self.membership.dial_failed(event.peer, now)
-                self.relay.dial_failed(event.peer, now)
+                self._dial_failed(event.peer, now)
             case e.Departed():
                 self.membership.leave(self.gossip.me.record.version)
             case e.Described():
@@ -180,6 +192,7 @@ class Machine:
                 self.membership.on_leave(peer, message, now)
             case m.Part():
                 self.membership.on_part(peer, now)
+                self._unlinked(peer, now)
                 self.relay.parted(peer, now)
             case m.Announce():
                 self.gossip.on_announce(peer, message, now)
@@ -233,11 +246,20 @@ class Machine:
     def _disconnected(self, peer: PeerId, now: float) -> None:
         if peer in self.membership.links:
             self.membership.disconnected(peer, now)
-            self._linking.changed(now)
-            self.gossip.disconnected(peer, now)
-            self.loads.disconnected(peer)
-            self._ratings.disconnected(peer)
+            self._unlinked(peer, now)
             self.relay.disconnected(peer, now)
+
+    def _unlinked(self, peer: PeerId, now: float) -> None:
+        self._linking.changed(now)
+        self.gossip.disconnected(peer, now)
+        self.loads.disconnected(peer)
+        self._ratings.disconnected(peer)
+
+    def _dial_failed(self, peer: PeerId, now: float) -> None:
+        self.membership.dial_failed(peer, now)
+        if peer not in self.membership.members:
+            self.gossip.forgotten(peer)
+        self.relay.dial_failed(peer, now)
 
     def _asked(self, query: Query, now: float) -> None:
         try:
@@ -264,11 +286,14 @@ class Machine:
         if not self.membership.has_left:  # what is said of one who goes is true
             self.gossip.refute(peer, version, self._now)
 
-    def _reach(self, peer: PeerId) -> bool:
-        """Return whether `peer` is linked; if not, dial it."""
+    def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> bool | None:
+        """Return whether `peer` is linked; if not, dial it, a stranger at `addresses`. None: there is no room
+        for a link, and none can be made."""
         if peer in self.membership.links:
             return True
-        self.membership.dial_now(peer)
+        if not self._linking.make_room():
+            return None
+        self.membership.dial_now(peer, addresses)
         return False
 
     def _can_embed(self) -> bool:
@@ -323,14 +348,28 @@ class Machine:
         links = self.membership.links
         peer = min(spare, key=lambda p: (links[p].since, p))
         self.membership.part(peer)
-        self.gossip.disconnected(peer, self._now)
-        self.loads.disconnected(peer)
-        self._ratings.disconnected(peer)
+        self._unlinked(peer, self._now)
         return True
 
     def _plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
-        candidates = self._candidates(query, tried, now)
-        return choose(query, self.me, candidates, self._estimates, self._config.routing)
+        routing, estimates = self._config.routing, self._estimates
+        found: tuple[PeerId, ...] = ()
+        strangers: list[Scored] = []
+        if self._seeking.wanted(query):
+            search, lead = self._seeking.step(query, {*tried, *query.excluded})
+            if lead is not None:
+                way = self.membership.way_to(lead.peer)
+                row = stranger(replace(lead, work_s=lead.work_s or 0.0), routing)
+                row = row._replace(next_hop=lead.peer if way is None else way[0])
+                return Decision(Kind.SEEK, row, None, "", (), search)
+            found = tuple(lead.peer for lead in search.leads)
+            strangers = [stranger(lead, routing) for lead in self._seeking.strangers(search)]
+        candidates = self._candidates(query, tried, now, also=found)
+        return choose(query, self.me, candidates, estimates, routing, strangers)
+
+    def _weigh(self, query: Query, peers: Sequence[PeerId]) -> Sequence[Scored]:
+        candidates = self._candidates(query, (), self._now, only=peers)
+        return score(query, self.me, candidates, self._estimates, self._config.routing)
 
     def _compare(
         self, query: Query, peer: PeerId, before: Backlog, now: float
@@ -350,17 +389,23 @@ class Machine:
         return there, here.j_s - there.j_s
 
     def _candidates(
-        self, query: Query, tried: tuple[PeerId, ...], now: float, only: Collection[PeerId] = ()
+        self,
+        query: Query,
+        tried: tuple[PeerId, ...],
+        now: float,
+        only: Collection[PeerId] = (),
+        also: Collection[PeerId] = (),
     ) -> list[Candidate]:
+        """Return this peer and, of `only` or of those worth weighing and `also`, who can be reached."""
         barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
         mine = self.gossip.me.record
         candidates = []
         if self.me not in barred:
-            backlog = self._local.backlog(now)
-            candidates.append(Candidate(self.me, self.name, mine.capability, backlog, 0.0, self.me))
+            backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
+            candidates.append(Candidate(self.me, self.name, mine.capability, backlog, 0.0, self.me, *own))
         records, links = self.gossip.records, self.membership.links
         blind: set[PeerId] | None = None
-        for peer in only or self._worth_weighing(query):
+        for peer in only or dict.fromkeys((*self._worth_weighing(query), *also)):
             signed = records.get(peer)
             if signed is None or peer in barred or not self.membership.is_alive(peer):
                 continue
@@ -370,9 +415,10 @@ class Machine:
             way = self.membership.way_to(peer, blind or barred)
             if way is None:
                 continue
-            known = self.loads.backlog(peer, now)
+            known, load = self.loads.backlog(peer, now), self.loads.of(peer)
+            told = () if load is None else (load.held, load.pace)
             name, capability = signed.record.name or peer[-8:], signed.record.capability
-            candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0]))
+            candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
         return candidates
 
     def _worth_weighing(self, query: Query) -> Iterable[PeerId]:

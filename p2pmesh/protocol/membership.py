@@ -45,6 +45,8 @@ class Membership:
         self.links: dict[PeerId, Link] = {}
         self.changes = 0
         """Counts changes of what is believed."""
+        self.partial = False
+        """Whether there are more peers than this one can know."""
         self._config = config.membership
         self._dial_discovered = config.net.dial_discovered
         self._rng = rng
@@ -55,6 +57,7 @@ class Membership:
             self.links, self._config, rng, out, self._news, self._cleared, self._silent, now, self._suspects
         )
         self._updates: dict[PeerId, tuple[Update, int]] = {}
+        self._as_of = now
         self._left: Version | None = None
         """The version this peer left in; None: it stays."""
 
@@ -83,14 +86,33 @@ class Membership:
     def way_to(self, peer: PeerId, barred: Collection[PeerId] = ()) -> tuple[PeerId, int] | None:
         """Return as `route` does, but straight to a peer that can be dialled."""
         member = self.members.get(peer)
-        if member is None or peer in self.links or member.redial_s or not self._may_dial(member):
+        if member is None or peer in self.links or not self._is_open(member):
             return self.route(peer, barred)
         return peer, 2  # a dial takes a round trip more
 
+    @property
+    def full(self) -> bool:
+        """Whether one more member would need another's place."""
+        return len(self.members) >= self._config.members_max
+
+    def can_reach(self, peer: PeerId) -> bool:
+        """Return whether `peer` is linked, or may be dialled."""
+        member = self.members.get(peer)
+        return peer in self.links or (member is not None and self._is_open(member))
+
+    def _is_open(self, member: Member) -> bool:
+        """Whether a dial would likely succeed, and there is room for one more link. Where nobody is linked to
+        all there always is: a link that no query needs gives way."""
+        away = member.redial_s or member.parted_until > self._as_of
+        return not away and self._may_dial(member) and (self.partial or self.has_room)
+
     def lost(self) -> list[PeerId]:
-        """Return the living to whom no way is known."""
-        members = self.members.values()
-        return [m.id for m in members if m.way is None and m.status < Status.DEAD and m.id not in self.links]
+        """Return the living to whom no way is known, not even a dial."""
+        return [
+            m.id
+            for m in self.members.values()
+            if m.way is None and m.status < Status.DEAD and not self.can_reach(m.id)
+        ]
 
     @property
     def has_left(self) -> bool:
@@ -158,6 +180,9 @@ class Membership:
             self._believe(Update(peer, Status.DEAD, member.version), now)
         low, high = self._config.redial_min_s, self._config.redial_max_s
         member.redial_s = min(high, max(low, member.redial_s * 2))
+        if self.partial and member.status < Status.DEAD:
+            self.forget(peer)  # one of many that were heard of, and there are others
+            return
         # Spread, so that two peers that always dial at the same moment stop doing so.
         member.dial_at = now + member.redial_s * (0.75 + 0.5 * self._rng.random())
         self._watch(member)
@@ -169,14 +194,15 @@ class Membership:
             if peer not in self.links and not member.dialing:
                 member.dial_at = now
                 self._watch(member)
-        elif self._left is None and peer not in (self.me, *self.links) and self._has_room():
+        elif self._left is None and peer not in (self.me, *self.links) and self.has_room:
             self._out.append(Dial(peer, addresses))
 
     def heard(self, peer: PeerId, version: Version, addresses: tuple[str, ...], now: float) -> bool:
         """A newer record of `peer` has been verified. Returns False when there is no room for it."""
         member = self.members.get(peer)
         if member is None:
-            if len(self.members) >= self._config.members_max and not self._forget_one(peer):
+            if self.full and not self._forget_one(peer):
+                self.partial = True
                 return False
             member = self.members[peer] = Member(peer, version, Status.ALIVE)
         elif member.status is not Status.ALIVE:
@@ -219,7 +245,8 @@ class Membership:
             self._believe(Update(peer, Status.LEFT, message.version), now)
 
     def on_part(self, peer: PeerId, now: float) -> None:
-        """The peer has no room for us: it lives, and others may have."""
+        """The peer has no room for us, and has ended the link: it lives, and others may have."""
+        self._unlink(peer)
         member = self.members.get(peer)
         if member is not None:
             member.parted_until = now + _PARTED_S
@@ -238,6 +265,7 @@ class Membership:
 
     def advance(self, now: float) -> None:
         """Do what is due: probes, verdicts, dials."""
+        self._as_of = now
         self._prober.advance(now)
         for ident in self._alarms.ringing(now):
             member = self.members[ident]
@@ -245,7 +273,7 @@ class Membership:
                 self._expire(member, now)
             if now >= member.dial_at:
                 member.dial_at = _FOREVER
-                if self._may_dial(member) and ident not in self.links:
+                if self._may_dial(member) and self.has_room and ident not in self.links:
                     member.dialing = True
                     self._out.append(Dial(ident, member.addresses))
             if ident in self.members:
@@ -261,7 +289,7 @@ class Membership:
         elif member.id in self.links:
             member.expires = now + self._config.tombstone_s
         else:
-            self._forget(member.id)
+            self.forget(member.id)
 
     def excuse(self, seconds: float) -> None:
         """This peer was away for `seconds`, and so for what it did not hear nobody is to blame."""
@@ -396,16 +424,19 @@ class Membership:
             and self._left is None
             and bool(member.addresses)
             and member.status is not Status.LEFT
-            and self._has_room()
         )
 
-    def _has_room(self) -> bool:
+    @property
+    def has_room(self) -> bool:
+        """Whether there may be one more link."""
         return len(self.links) < 2 * self._config.links_max
 
-    def dial_now(self, peer: PeerId) -> None:
-        """Link to a member at once: something is to be sent there."""
-        member = self.members[peer]
-        if not member.dialing:
+    def dial_now(self, peer: PeerId, addresses: tuple[str, ...] = ()) -> None:
+        """Link to `peer` at once, for something is to be sent there: one that is no member at `addresses`."""
+        member = self.members.get(peer)
+        if member is None:
+            self._out.append(Dial(peer, addresses))
+        elif not member.dialing:
             member.dialing, member.dial_at = True, _FOREVER
             self._out.append(Dial(peer, member.addresses))
 
@@ -425,14 +456,17 @@ class Membership:
         others = [m for m in self.members.values() if m.id not in self.links]
         gone = [m for m in others if m.status >= Status.DEAD]
         if gone:
-            self._forget(min(gone, key=lambda m: (m.expires, m.id)).id)
+            self.forget(min(gone, key=lambda m: (m.expires, m.id)).id)
             return True
         if newcomer in self.links and others:
-            self._forget(max(others, key=lambda m: ((self.route(m.id) or (m.id, DISTANCE_MAX))[1], m.id)).id)
+            self.forget(max(others, key=lambda m: ((self.route(m.id) or (m.id, DISTANCE_MAX))[1], m.id)).id)
             return True
         return False
 
-    def _forget(self, peer: PeerId) -> None:
+    def forget(self, peer: PeerId) -> None:
+        """Know nothing of `peer` any more, a member that is not linked."""
         del self.members[peer]
+        self.changes += 1
+        self.partial = self.partial and len(self.members) > self._config.members_max // 2
         self._alarms.drop(peer)
         self._updates.pop(peer, None)

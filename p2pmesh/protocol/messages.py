@@ -13,7 +13,7 @@ from typing import TypeAlias
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.experience import Report
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
-from p2pmesh.record import Load, PeerId, SignedRecord, Version
+from p2pmesh.record import NOBODY, Load, PeerId, SignedRecord, Version
 
 
 class Status(IntEnum):
@@ -175,6 +175,8 @@ class Refuse:
     """Exact length of the prompt, where an engine told it; else 0."""
     dead: tuple[PeerId, ...] = ()
     """Peers found dead on the way."""
+    best: PeerId = NOBODY
+    """Who of those on the query's path shall serve it: the search has found nobody better."""
 
 
 @dataclass(frozen=True)

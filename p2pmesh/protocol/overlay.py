@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import zip_longest
 
@@ -30,6 +31,9 @@ FAR_MAX = 16
 """Links drawn at random (research, as `NEAR_MAX`)."""
 LOAD_MAX = 32
 """Links that hear of our load (research: at 64 queries wait hardly less, and the traffic doubles)."""
+NEAR_KEPT = 128
+"""Peers nearest to its own skills whose records a peer keeps before all others, though it is linked to few of
+them."""
 CONSIDERED = 128
 """Nearest peers that pruning looks at, four for each link: their mutual distances cost its square. A guess;
 DiskANN's lists are as long."""
@@ -96,7 +100,7 @@ def cosines(mine: Floats, points: Floats) -> Floats:
     A vector of zeros has the cosine 0 with all."""
     dots: Floats = np.matmul(points, mine[:, :, None])[:, :, 0]
     dots /= np.maximum(_lengths(points) * _lengths(mine)[:, None], np.float32(1e-9))
-    return dots
+    return np.clip(dots, -1.0, 1.0, out=dots)  # rounding goes a little beyond
 
 
 def _lengths(vectors: Floats) -> Floats:
@@ -152,6 +156,7 @@ def nearest(mine: Floats, points: Floats, valid: NDArray[np.bool_], most: int, a
     return np.take_along_axis(order, kept, axis=1)
 
 
+@lru_cache(maxsize=8_192)
 def key_of(peer: PeerId) -> int:
     """Return 64 bits that stand for `peer` in `rank`."""
     return int.from_bytes(blake2b(peer.encode(), digest_size=8).digest(), "big")
@@ -167,7 +172,7 @@ def rank(mine: Keys, others: Keys) -> Keys:
     return mixed
 
 
-def _shuffled(me: PeerId, peers: Collection[PeerId]) -> list[PeerId]:
+def shuffled(me: PeerId, peers: Collection[PeerId]) -> list[PeerId]:
     """All but me, in the order of `rank`: random, yet the same each time, whoever else comes or goes."""
     others = sorted(peer for peer in peers if peer != me)
     ranks = rank(
@@ -189,7 +194,7 @@ def select(
     Each skill of `own` gets an equal share of the near ones while there are enough. Peers that stand nowhere
     in its space can only be drawn at random, as all are where `own` stands nowhere itself.
     """
-    peers = _shuffled(me, pool)
+    peers = shuffled(me, pool)
     blind, rest = peers[:far], peers[far:]
     close = _near(own, [(peer, pool[peer]) for peer in rest], near, alpha)
     taken = set(close)

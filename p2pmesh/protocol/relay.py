@@ -20,8 +20,8 @@ from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
 from p2pmesh.protocol.routing import Decision, Kind, Scored
 from p2pmesh.protocol.workload import AnswerLength
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
-from p2pmesh.record import PeerId
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
+from p2pmesh.record import NOBODY, PeerId
 
 _WHY_CHARS_MAX = 200
 """Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
@@ -46,7 +46,7 @@ class Relay:
         lengths: AnswerLength,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
-        reach: Callable[[PeerId], bool],
+        reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         can_embed: Callable[[], bool],
         answered: Callable[[Query, Ended], None],
         out: list[Effect],
@@ -142,18 +142,22 @@ class Relay:
                 self._send_onward(flight, peer, now)
 
     def parted(self, peer: PeerId, now: float) -> None:
-        """It ends the link for want of room, and would not if it had anything of ours: what was offered never
-        came to its ears, and goes elsewhere."""
+        """It ended the link for want of room, and would not if it had anything of ours: what was offered
+        never came to its ears, and goes elsewhere. What it has all the same is lost like any."""
         for flight in self.flights:
             if flight.phase is Phase.OFFERED and flight.downstream == peer:
                 flight.downstream = None
                 flight.tried = (*flight.tried, peer)
                 self._route(flight, now)
+        self.disconnected(peer, now)
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
         """There will be no link: choose anew, maybe the same peer by way of a neighbour."""
         for flight in self.flights:
             if flight.phase is Phase.DIALLING and flight.downstream == peer:
+                assert flight.onward is not None, "what waits for a link has something to send"
+                if flight.query.search or flight.onward.query.search:
+                    flight.tried = (*flight.tried, peer)  # there is no other way to a stranger
                 self.flights.release(flight)
                 self._route(flight, now)
 
@@ -172,12 +176,18 @@ class Relay:
     def on_refuse(self, peer: PeerId, message: Refuse, now: float) -> None:
         """Downstream will not: try the next, unless nobody would or somebody died."""
         flight = self.flights.toward(peer, message.query_id, message.attempt)
-        if flight is None:
-            return
+        if flight is None or (message.reason is Reason.VISITED and flight.phase is Phase.RELAYING):
+            return  # what it has from us it has not from elsewhere: a frame came twice
         flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
-        if message.reason is Reason.PEER_LOST:
+        if message.best == self.me:
+            flight.tried = (*flight.tried, peer)
+            flight.query = replace(flight.query, target=self.me, search=None)
+            self._route(flight, now)
+        elif message.best != NOBODY and any(hop.peer == message.best for hop in flight.query.path):
+            self._give_back(flight, message.best, message.detail)
+        elif message.reason is Reason.PEER_LOST:
             flight.tried = (*flight.tried, peer)  # it lives, and found no other way
             self._lost(flight, message.dead or (peer,), now)
         elif message.reason is Reason.ENGINE_FAILED:
@@ -341,20 +351,41 @@ class Relay:
         if decision.kind is Kind.SERVE:
             self._serve(flight, decision.chosen, hop, now)
             return
-        self._offer(flight, decision.chosen, hop, query.hops_left - 1, now)
+        if decision.kind is Kind.RETURN:
+            self._give_back(flight, decision.chosen.peer, hop.why)
+            return
+        self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search)
 
-    def _offer(self, flight: Flight, chosen: Scored, hop: Hop, hops_left: int, now: float) -> None:
+    def _offer(
+        self,
+        flight: Flight,
+        chosen: Scored,
+        hop: Hop,
+        hops_left: int,
+        now: float,
+        search: Search | None = None,
+    ) -> None:
+        """Send it to `chosen`, to be served there; with a `search`, to go on from there."""
         flight.downstream = chosen.next_hop
-        self._sent(chosen, now)
+        if search is None:
+            self._sent(chosen, now)
+        leads = (search or flight.query.search or Search()).leads
+        addresses = next((lead.addresses for lead in leads if lead.peer == chosen.next_hop), ())
         onward = replace(
             flight.query,
             path=(*flight.query.path, hop),
-            target=chosen.peer,
+            target=chosen.peer if search is None else NOBODY,
+            search=search,
             hops_left=hops_left,
             excluded=(*flight.query.excluded, *flight.tried)[: self._limits.excluded_max],
         )
         flight.onward = Forward(onward)
-        if self._reach(chosen.next_hop):
+        linked = self._reach(chosen.next_hop, addresses)
+        if linked is None:
+            flight.downstream = flight.onward = None
+            flight.tried = (*flight.tried, chosen.next_hop)
+            self._route(flight, now)
+        elif linked:
             self._send_onward(flight, chosen.next_hop, now)
         else:
             flight.phase, flight.silent_at = Phase.DIALLING, now + self._config.dial_patience_s
@@ -366,6 +397,15 @@ class Relay:
         self.flights.watch(flight)
         self._out.append(Send(peer, flight.onward))
         flight.onward = None
+
+    def _give_back(self, flight: Flight, best: PeerId, why: str) -> None:
+        """Let the query find its way back to one that it came by."""
+        assert flight.upstream is not None, "who asked has nobody behind him"
+        refusal = Refuse(
+            *flight.ident, Reason.NO_ROUTE, why, prompt_tokens=flight.query.prompt_tokens, best=best
+        )
+        self._out.append(Send(flight.upstream, refusal))
+        self.flights.forget(flight)
 
     def hand_over(self, query_id: QueryId, chosen: Scored, why: str, now: float) -> None:
         """Let an idle neighbour have a query that waits here. It serves it or refuses it, and then it waits

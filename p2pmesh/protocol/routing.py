@@ -8,7 +8,7 @@ messages, members or queues: it gets candidates and returns a decision.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from p2pmesh.config import Routing
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.batching import Backlog
-from p2pmesh.protocol.workload import AnswerLength, work_s
-from p2pmesh.query import AUTO, Query
-from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, unit
+from p2pmesh.protocol.workload import AnswerLength, Remembered, work_s
+from p2pmesh.query import AUTO, Lead, Query, Search
+from p2pmesh.record import GENERAL, NOBODY, Capability, ModelInfo, PeerId, Skill, unit
 
 _CROWD = 2.0
 """How many times as busy as the others those are held for that everybody would choose. A guess."""
@@ -44,6 +44,10 @@ class Candidate(NamedTuple):
     """Round trip to it, in seconds; 0 for this peer itself."""
     next_hop: PeerId
     """The link it is reached through; itself where it is linked."""
+    held: Collection[bytes] = ()
+    """Keys of the prompts that its models have in their caches, as last told."""
+    pace: float = 1.0
+    """How many times as fast as it says it is, as last told. What it has to do reckons with that already."""
 
 
 def _as_claimed(peer: PeerId, skill: str, claim: float) -> float:
@@ -80,6 +84,10 @@ class Scored(NamedTuple):
     """Whether it would go on exactly where an earlier attempt broke off: it is the same model."""
     why_not: Reason | None = None
     """The hard filter it fails; None: feasible."""
+    held: int = 0
+    """Tokens of the prompt that it has in its cache, and need not read."""
+    pace: float = 1.0
+    """How many times as fast as it says it was reckoned to be."""
 
     @property
     def time_s(self) -> float:
@@ -90,7 +98,9 @@ class Scored(NamedTuple):
         """Return one line for people."""
         if self.why_not is not None:
             return f"{self.model or 'no model'}: {self.why_not.value}"
-        return f"{self.skill} quality {self.quality:.2f}, {self.time_s:.1f} s"
+        holds = f", holds {self.held} tokens" if self.held else ""
+        paces = f", at {self.pace:.2f} of its speed" if self.pace != 1.0 else ""
+        return f"{self.skill} quality {self.quality:.2f}, {self.time_s:.1f} s{holds}{paces}"
 
 
 class Kind(Enum):
@@ -98,6 +108,10 @@ class Kind(Enum):
 
     SERVE = "serve"
     FORWARD = "forward"
+    SEEK = "seek"
+    """Pass it to one who may know a nearer peer."""
+    RETURN = "return"
+    """Give it back to one it has been to: nobody better was found."""
     REFUSE = "refuse"
 
 
@@ -111,11 +125,17 @@ class Decision:
     """Why it is refused; None otherwise."""
     detail: str
     table: tuple[Scored, ...]
+    search: Search | None = None
+    """What the query carries on, where it is passed to one who may know a nearer peer."""
 
     def explain(self) -> str:
         """Return one line for people: what was decided, and for what."""
         if self.chosen is None:
             return f"refuse: {self.detail}"
+        if self.kind is Kind.SEEK:
+            return f"to {self.chosen.name}, who may know a nearer one"
+        if self.kind is Kind.RETURN:
+            return f"back to {self.chosen.name}: {self.chosen.explain()}"
         verb = "serve" if self.kind is Kind.SERVE else f"to {self.chosen.name}"
         return f"{verb}: {self.chosen.explain()}"
 
@@ -204,22 +224,49 @@ def why_not(query: Query, its: Capability, model: ModelInfo, config: Routing) ->
     return None
 
 
+def stranger(lead: Lead, config: Routing) -> Scored:
+    """Return what is to be expected of a peer that others told the query of, and that can serve it; of one
+    that the query has been to, as it said itself, and with no way to it but back."""
+    assert lead.work_s is not None, "a lead that cannot serve is no candidate"
+    rtt_s = 2 * config.rtt_default_s  # a dial takes a round trip more
+    return Scored(
+        peer=lead.peer,
+        name=lead.peer[-8:],
+        model="",
+        next_hop=NOBODY if lead.expanded else lead.peer,
+        skill="by hearsay",
+        quality=lead.quality,
+        wait_s=0.0,
+        work_s=lead.work_s,
+        rtt_s=rtt_s,
+        j_s=lead.work_s + rtt_s + config.lambda_s * (1.0 - lead.quality),
+    )
+
+
 def score(
-    query: Query, me: PeerId, candidates: Sequence[Candidate], estimates: Estimates, config: Routing
+    query: Query,
+    me: PeerId,
+    candidates: Sequence[Candidate],
+    estimates: Estimates,
+    config: Routing,
+    strangers: Sequence[Scored] = (),
 ) -> tuple[Scored, ...]:
-    """Return every model of every candidate, the feasible first, each by J; ties by peer id.
+    """Return every model of every candidate and all `strangers`, the feasible first, each by J; ties by peer
+    id.
 
     Where no feasible one meets the query's budget, quality is given up for time (lambda is 0): the deadline
     form of the same rule. An answer that broke off goes to the same model before any other.
     """
     near = Nearness(query, candidates)
-    rows: list[Scored] = []
-    unknown: list[Scored] = []
+    remembered = Remembered(query, config)
+    rows = [row for row in strangers if row.next_hop == NOBODY]
+    unknown = [row for row in strangers if row.next_hop != NOBODY]
     waits = [0.0, 0.0]  # of those who told: how many, and seconds in all
     for candidate in candidates:
         for model in candidate.capability.models:
             value, skill = quality(candidate, model.name, near, estimates, config)
-            work = work_s(query, model, config, estimates.lengths)
+            held = remembered.tokens(model.name, candidate.held)
+            work = work_s(query, model, config, estimates.lengths, held) / candidate.pace
             wait = 0.0
             if candidate.backlog is not None:
                 wait = candidate.backlog.finish_s(work) - work
@@ -239,6 +286,8 @@ def score(
                 j_s=wait + work + candidate.rtt_s + config.lambda_s * (1.0 - value),
                 continues=query.accepted is None or query.accepted.digest == model.digest,
                 why_not=why_not(query, candidate.capability, model, config),
+                held=held,
+                pace=candidate.pace,
             )
             (rows if candidate.backlog is not None else unknown).append(row)
     rows += _guessed(query, unknown, waits[1] / waits[0] if waits[0] else 0.0)
@@ -269,17 +318,22 @@ def _guessed(query: Query, unknown: list[Scored], wait_s: float) -> list[Scored]
 
 
 def choose(
-    query: Query, me: PeerId, candidates: Sequence[Candidate], estimates: Estimates, config: Routing
+    query: Query,
+    me: PeerId,
+    candidates: Sequence[Candidate],
+    estimates: Estimates,
+    config: Routing,
+    strangers: Sequence[Scored] = (),
 ) -> Decision:
     """Decide where `query` goes from here. `candidates` includes this peer itself and leaves out the peers it
-    has visited or that are excluded.
+    has visited or that are excluded; `strangers` are peers of which others told the query.
 
     Where it was asked, the best is taken, and who is on the way to that one passes the query on. A peer that
     it was sent to passes it on only for a clear gain, twice as clear at each further one, and only to one
     whose load it knows: what is known of others is old, the best of many such estimates is too good to be
     true, and a query must come to rest.
     """
-    table = score(query, me, candidates, estimates, config)
+    table = score(query, me, candidates, estimates, config, strangers)
     feasible = [row for row in table if row.why_not is None]
     if query.target not in ("", me):
         bound = next((row for row in feasible if row.peer == query.target), None)
@@ -297,7 +351,7 @@ def choose(
         needed = 0.0
         if query.target == me:
             needed = config.gain_min_s + config.gain_min_share * own.time_s
-            needed *= 2.0 ** (len(query.path) - 1)
+            needed *= 2.0 ** max(0, len(query.path) - 1)
         nobody_in_time = best.time_s > query.budget_s
         gain = own.time_s - best.time_s if nobody_in_time else own.j_s - best.j_s
         if best.continues and not own.continues:
@@ -306,6 +360,8 @@ def choose(
             best = own
     if best.peer == me:
         return Decision(Kind.SERVE, best, None, "", table)
+    if best.next_hop == NOBODY:
+        return Decision(Kind.RETURN, best, None, "", table)
     if query.hops_left <= 0:
         if own is not None:
             return Decision(Kind.SERVE, own, None, "", table)

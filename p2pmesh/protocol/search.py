@@ -9,12 +9,14 @@ knows neither links nor members, and the dead are whom the caller says.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
 
 from p2pmesh.protocol.overlay import Places
+from p2pmesh.query import Lead as Lead
+from p2pmesh.query import Search as Search
 from p2pmesh.record import PeerId, Vector
 
 LEADS_MAX = 16
@@ -26,34 +28,11 @@ from the visit to the best, one hop later: that is 4 here, at 1.5 hops more. Pas
 everybody: then its own leads are the answer."""
 
 
-@dataclass(frozen=True)
-class Lead:
-    """A peer that may be near to the query."""
-
-    peer: PeerId
-    similarity: float
-    """Cosine of its nearest skill with the query, -1..1."""
-    expanded: bool = False
-    """The query has been there."""
-    addresses: tuple[str, ...] = ()
-    """Where to dial it, for those who have never heard of it."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a query carries of its search."""
-
-    leads: tuple[Lead, ...] = ()
-    """Best first."""
-    stale: int = 0
-    """Peers in a row that knew nobody nearer."""
-
-
 def leads_of(
     vector: Vector, places: Places, excluded: Collection[PeerId] = (), most: int = LEADS_MAX, tie: str = ""
 ) -> list[Lead]:
     """Return the `most` nearest to `vector` of the peers that stand in its space, best first; `tie` as in
-    `arrive`. Addresses are left for the caller to add."""
+    `arrive`. Addresses, and what each is worth, are left for the caller to add."""
     rows, similar = places.ranked(vector.astype(np.float32))
     leads: list[Lead] = []
     for row, similarity in zip(rows.tolist(), similar.tolist(), strict=True):

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from random import Random
 
 from p2pmesh.protocol.batching import gain
-from p2pmesh.sim.world import Spec
+from p2pmesh.query import Message
+from p2pmesh.record import PeerId
+from p2pmesh.sim.judge import Asking
+from p2pmesh.sim.world import Spec, World
 
 MAX_TOKENS = 2_048
 _ANSWER_MEAN = 200.0
@@ -69,3 +72,51 @@ def arrivals(specs: list[Spec], topics: int, load: float, count: int, seed: int)
         topic = rng.choices(range(topics), weights)[0]
         answer = max(1, min(MAX_TOKENS, round(rng.lognormvariate(mu, _ANSWER_SIGMA))))
         yield Arrival(now, rng.randrange(len(specs)), topic, answer)
+
+
+_LOOKS_S = 0.01
+"""Seconds between two looks at whether an answer is whole."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that each go on from all before them."""
+
+    asker: PeerId
+    topic: int
+    turns: int
+    opening: int
+    """UTF-8 bytes of the first question: what a conversation is about, a file say, stands there."""
+    question: int = 40
+    """Of each later one."""
+    answer: int = 20
+    """Tokens of each answer."""
+    think_s: float = 1.0
+    """Seconds from an answer to the next question; an agent's are few."""
+    number: int = 0
+    """Tells it from others."""
+
+
+def converse(world: World, talk: Conversation) -> list[Asking]:
+    """Begin `talk` now; each further turn is asked when the answer before it has come, and been thought over.
+    Returns the list of its turns, which grows. One that fails is the last."""
+    turns: list[Asking] = []
+
+    def ask(before: tuple[Message, ...]) -> None:
+        length = talk.opening if not before else talk.question
+        text = f"topic {talk.topic} of conversation {talk.number}, turn {len(turns)} "
+        messages = (*before, Message("user", text.ljust(length, ".")))
+        tokens = talk.answer
+        turns.append(world.ask(talk.asker, tokens=tokens, messages=messages))
+        world.later(_LOOKS_S, look)
+
+    def look() -> None:
+        turn = turns[-1]
+        if turn.over_at is None:
+            world.later(_LOOKS_S, look)
+        elif turn.ended is not None and len(turns) < talk.turns:
+            before = (*turn.query.messages, Message("assistant", turn.text))
+            world.later(talk.think_s, lambda: ask(before))
+
+    ask(())
+    return turns

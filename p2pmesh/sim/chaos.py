@@ -126,10 +126,14 @@ def _specs(count: int, rng: Random) -> list[Spec]:
 
 
 def _config(peers: int, seed: int) -> Config:
-    """Tables so small that they fill; every other world is too large for everybody to be linked."""
+    """Tables so small that they fill; every other world is too large for everybody to be linked, every fourth
+    for everybody to be known."""
     few = max(4, peers // 3)
     membership = Membership(links_max=few, links_far=few // 3) if seed % 2 else Membership()
-    return Config(membership=membership, relay=Relay(seen_max=16, flights_max=48, waiting_max=12))
+    if seed % 4 == 3:
+        membership = Membership(members_max=max(6, peers // 2), links_max=few // 2 + 2, links_far=2)
+    # Attempts are remembered for longer than a lost way is looked for, or one comes to the same peer again.
+    return Config(membership=membership, relay=Relay(seen_max=64, flights_max=48, waiting_max=12))
 
 
 def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: Story | None) -> None:

@@ -2,17 +2,50 @@
 
 `slots` queries run at once and advance at one rate; a batch of n is `gain(n)` times as fast as one query
 alone. It knows no peer and no message. The router's estimates rest on the same law (`protocol.batching`),
-but it alone knows how long an answer will really be.
+but it alone knows how long an answer will really be, and what is in its cache.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from p2pmesh.protocol.batching import gain
 
 K = TypeVar("K")
+
+
+class PrefixCache:
+    """The prompts that a model has read of late: what a new one begins with it need not read again.
+
+    It holds the texts themselves, and nothing of how peers name them to one another: it is what they are
+    right or wrong about.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size`: prompts it keeps; 0: none."""
+        self._size = size
+        self._prompts: list[tuple[str, ...]] = []
+        """The least recently used first."""
+
+    def known(self, prompt: Sequence[str]) -> int:
+        """Return how many of the first texts of `prompt` some prompt it keeps begins with, too."""
+        best, which = 0, -1
+        for number, kept in enumerate(self._prompts):
+            pairs = enumerate(zip(kept, prompt, strict=False))
+            same = next((i for i, (a, b) in pairs if a != b), min(len(kept), len(prompt)))
+            if same >= best > 0 or same > best:
+                best, which = same, number
+        if which >= 0:
+            self._prompts.append(self._prompts.pop(which))
+        return best
+
+    def keep(self, prompt: Sequence[str]) -> None:
+        """`prompt` has been read."""
+        if tuple(prompt) in self._prompts:
+            self._prompts.remove(tuple(prompt))
+        self._prompts = [*self._prompts, tuple(prompt)][-self._size :] if self._size else []
 
 
 class BatchEngine(Generic[K]):

@@ -10,8 +10,9 @@
 5. Every table stays under its bound: its length after every event; what would have to be searched (the ways
    to each member, and whether links and members that are gone were forgotten) after one of `SEARCH_EVERY`.
 6. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
-7. `CONVERGE_S` after the last fault everybody knows everybody who lives and nobody else; and when all budgets
-   are spent nothing is left of any query: at `settled` and `over`.
+7. `CONVERGE_S` after the last fault everybody knows everybody who lives and nobody else, or, where there are
+   more than one can know, is linked to some of the living and to nobody else; and when all budgets are spent
+   nothing is left of any query: at `settled` and `over`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
-from p2pmesh.record import PeerId
+from p2pmesh.record import CONVERSATIONS_MAX, PeerId
 
 _GRACE_S = 0.001
 """Seconds by which an end may be late: rounding of virtual time."""
@@ -220,8 +221,14 @@ class Judge:
         for ident in sorted(nodes):
             membership = nodes[ident].machine.membership
             known = {peer for peer in membership.members if membership.is_alive(peer)} | {ident}
+            if membership.partial:  # nobody knows all there are, and whoever is not linked is not probed
+                known = {peer for peer in known if peer in membership.links}
+                if not known:
+                    raise Violation(f"{ident} is alone")
             if ghosts := known - nodes.keys():
                 raise Violation(f"{ident} still takes {min(ghosts)} for alive")
+            if membership.partial:
+                continue
             if missing := nodes.keys() - known:
                 raise Violation(f"{ident} does not know {min(missing)}")
 
@@ -249,12 +256,12 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
     links = 2 * members.links_max
     records = members.members_max + limits.records_per_frame_max
     return (
-        ("flights", relay.flights_max, lambda m: m.relay.flights._table),
+        ("flights", relay.flights_max, lambda m: m.relay.flights),
         ("attempts seen", relay.seen_max, lambda m: m.relay.flights._seen),
-        ("alarms of flights", relay.flights_max, lambda m: m.relay.flights._alarms._at),
+        ("alarms of flights", relay.flights_max, lambda m: m.relay.flights._alarms),
         ("members", members.members_max, lambda m: m.membership.members),
         ("links", links, lambda m: m.membership.links),
-        ("alarms of members", members.members_max, lambda m: m.membership._alarms._at),
+        ("alarms of members", members.members_max, lambda m: m.membership._alarms),
         ("probes", 5 * members.links_max + links, lambda m: m.membership._prober._probes),
         ("probes to come", links, lambda m: m.membership._prober._order),
         ("chosen links", members.links_max, lambda m: m._linking._chosen),
@@ -262,12 +269,16 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
         ("records", records, lambda m: m.gossip.records),
         ("fresh records", records + 1, lambda m: m.gossip._fresh),
         ("pulls", limits.digest_max, lambda m: m.gossip._pulls),
+        ("declined records", limits.digest_max, lambda m: m.gossip._declined),
+        ("similarities", 2 * members.members_max, lambda m: m._linking._similar),
         ("links to compare with", 2 * links, lambda m: m.gossip._new),
         ("loads", links, lambda m: m.loads._loads),
         ("loads that wait", links, lambda m: m.loads._queued),
         ("requests for work", LOOKED_AT_MAX + 1, lambda m: m._stealing._asked),
         ("jobs", relay.flights_max, lambda m: m._local._jobs),
         ("waiting jobs", relay.waiting_max, lambda m: m._local._waiting),
+        ("conversations", limits.models_max * CONVERSATIONS_MAX, lambda m: m._local._held),
+        ("pieces not reckoned with", 0, lambda m: m._local._pieces),
     )
 
 

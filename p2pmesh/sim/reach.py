@@ -7,12 +7,14 @@ it: only who knows whom. What is made up, after the research whose figures it ch
 * Places: topics in a tree of 20 x 20, as popular as Zipf 0.8 has it, one skill a peer, int8 vectors of 32
   dimensions (the research's; real embeddings have 384, but spread over far fewer). One query in ten is about
   nothing in particular.
-* Caches: 1 024 draws from all peers with replacement, so a few count twice. They are a function of the seed
-  and the peer, computed when looked at: at 100 000 peers, kept, they would be 400 MB. They do not grow by
-  whom a peer meets. With fewer peers than that, everybody knows everybody.
-* Links: the random ones and the first near ones come from the cache; then, round after round, each peer swaps
-  with one of its links the 24 peers that are best for the other. Knowing is not mutual, as in the research: a
-  real link has two ends.
+* Records: 1 024 of a peer's, links included. The `NEAR_KEPT` nearest of all it was ever told of are among
+  them, in memory (51 MB at 100 000 peers). The others are draws from all peers with replacement, so a few
+  count twice: a function of the seed and the peer, computed when looked at, for kept they would be 360 MB.
+  They do not grow by whom a peer meets. With fewer peers than records, everybody knows everybody.
+* Links: the random ones and the first near ones come from the draws; then, round after round, each peer swaps
+  with one of its links the 24 peers that are best for the other, of the links and the nearest of each. A real
+  peer offers the best of all its records, which is more. Knowing is not mutual, as in the research: a real
+  link has two ends.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from p2pmesh.config import Limits
 from p2pmesh.protocol.overlay import (
     ALPHA,
     FAR_MAX,
+    NEAR_KEPT,
     NEAR_MAX,
     Floats,
     Keys,
@@ -49,7 +52,7 @@ Ids = NDArray[np.int32]
 DIMENSIONS = 32
 """Length of a vector here (research)."""
 CACHE_MAX = 1_024
-"""Peers one has heard of, as `membership.members_max`."""
+"""Peers whose records one holds, as `membership.members_max`."""
 ROUNDS = 16
 """Rounds of exchange before the queries. Measured at 100 000 peers, 500 queries: 96.0 % find a top-10 peer
 after 8 rounds, 97.8 % after 12, 98.2 % after 16, 97.6 % after 24."""
@@ -78,11 +81,13 @@ class Setting:
     near: int = NEAR_MAX
     far: int = FAR_MAX
     cache: int = CACHE_MAX
+    kept: int = NEAR_KEPT
+    """At most an eighth of `cache`, as the real peer has it."""
     alpha: float = ALPHA
     rounds: int = ROUNDS
     by_links: bool = False
-    """Route by links alone, as if a cache were good for choosing them and for nothing else: what the links
-    are worth by themselves, for far links come out of the cache and it hides their loss."""
+    """Route by links alone, as if records were good for choosing them and for nothing else: what the links
+    are worth by themselves, for far links come out of the records and these hide their loss."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ class Overlay:
         self.far = np.full((setting.peers, setting.far), -1, np.int32)
         self.near = np.full((setting.peers, setting.near), -1, np.int32)
         """Shapes (peers, far) and (peers, near): whom each is linked to, -1 for nobody."""
+        self.kept = np.full((setting.peers, min(setting.kept, setting.cache // 8)), -1, np.int32)
+        """Shape (peers, at most `setting.kept`): of all it was ever told of, the nearest, best first."""
         if not self.complete:
             self._begin()
             for _ in range(setting.rounds):
@@ -141,19 +148,20 @@ class Overlay:
         return _int8(_unit(self._topics[topic] + 0.5 * _directions(self.rng, count)))
 
     def cache(self, peers: Ids) -> Ids:
-        """Return whom each of `peers` has heard of, over and above its links: (len(peers), cache)."""
+        """Return whom each of `peers` has heard of by chance: (len(peers), `cache` less the nearest kept)."""
         n = self.setting.peers
         if self.complete:
             return np.broadcast_to(np.arange(n, dtype=np.int32), (len(peers), n))
-        stream = rank(np.arange(self.setting.cache, dtype=np.uint64), self._keys[:1])
+        draws = self.setting.cache - self.kept.shape[1]
+        stream = rank(np.arange(draws, dtype=np.uint64), self._keys[:1])
         drawn: Ids = (rank(stream, self._keys[peers][:, None]) % np.uint64(n)).astype(np.int32)
         return drawn
 
     def known(self, peer: int) -> Ids:
         """Return all that one peer knows, itself included, each once."""
         one = np.array([peer], np.int32)
-        cache = self.cache(one)[0][: 0 if self.setting.by_links else None]
-        ids = np.unique(np.concatenate((one, self.near[peer], self.far[peer], cache)))
+        told = np.concatenate((self.kept[peer], self.cache(one)[0]))[: 0 if self.setting.by_links else None]
+        ids = np.unique(np.concatenate((one, self.near[peer], self.far[peer], told)))
         return ids[ids >= 0]
 
     def _blocks(self) -> Iterator[Ids]:
@@ -161,7 +169,7 @@ class Overlay:
             yield np.arange(start, min(start + _BLOCK, self.setting.peers), dtype=np.int32)
 
     def _begin(self) -> None:
-        """Links out of the cache alone."""
+        """Links and the nearest out of the draws alone."""
         for block in self._blocks():
             ids = _once(self.cache(block), block[:, None])
             ranks = np.where(ids >= 0, rank(self._keys[block][:, None], self._keys[ids]), ~np.uint64(0))
@@ -169,6 +177,7 @@ class Overlay:
                 first = np.argsort(ranks, axis=1, kind="stable")[:, : self.setting.far]
                 self.far[block] = np.take_along_axis(ids, first, axis=1)
             self.near[block] = self._choose(block, ids)
+            self.kept[block] = self._best(block, ids, self.kept.shape[1])
 
     def _choose(self, block: Ids, ids: Ids) -> Ids:
         """Return the near links that each peer of the block chooses from its `ids`, (len(block), n)."""
@@ -178,24 +187,27 @@ class Overlay:
         return np.where(kept >= 0, np.take_along_axis(ids, np.maximum(kept, 0), axis=1), -1)
 
     def _exchange(self) -> None:
-        """Each peer swaps with one of its links, all at once, what is best for the other."""
-        links = np.concatenate((self.near, self.far), axis=1)
+        """Each peer swaps with one of its links, all at once, what is best for the other: that feeds the
+        nearest it keeps, and nothing else does."""
+        held = np.concatenate((self.near, self.far, self.kept), axis=1)
         asked = _partners(self.rng, self.near, self.far)
         askers = _askers(self.rng, asked)
-        chosen = np.empty_like(self.near)
+        near, kept = np.empty_like(self.near), np.empty_like(self.kept)
         for block in self._blocks():
-            sources = np.concatenate((asked[block, None], askers[block]), axis=1)
-            offers = np.concatenate((links[sources], sources[:, :, None]), axis=2)
-            offers[sources < 0] = -1
-            offers = np.where(offers == block[:, None, None], -1, offers)
-            told = [self._best(block, offers[:, i]) for i in range(offers.shape[1])]
-            chosen[block] = self._choose(block, np.concatenate((self.near[block], *told), axis=1))
-        self.near = chosen
+            ids = [self.near[block], self.kept[block]]
+            for source in (asked[block], *askers[block].T):
+                offers = np.concatenate((held[source], source[:, None]), axis=1)
+                offers[source < 0] = -1
+                ids.append(self._best(block, _once(offers, block[:, None]), PAYLOAD))
+            told = _once(np.concatenate(ids, axis=1), block[:, None])
+            near[block] = self._choose(block, told)
+            kept[block] = self._best(block, told, kept.shape[1])
+        self.near, self.kept = near, kept
 
-    def _best(self, block: Ids, ids: Ids) -> Ids:
-        """Return the PAYLOAD of `ids` that are nearest to each peer of the block."""
+    def _best(self, block: Ids, ids: Ids, most: int) -> Ids:
+        """Return the `most` of `ids` that are nearest to each peer of the block, best first."""
         similar = np.where(ids >= 0, cosines(self.places[block], self.places[ids]), -np.inf)
-        best = np.argsort(-similar, axis=1, kind="stable")[:, :PAYLOAD]
+        best = np.argsort(-similar, axis=1, kind="stable")[:, :most]
         return np.take_along_axis(ids, best, axis=1)
 
 

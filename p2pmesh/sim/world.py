@@ -22,7 +22,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId, Usage
 from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, Vector, quantise
-from p2pmesh.sim.engine import BatchEngine
+from p2pmesh.sim.engine import BatchEngine, PrefixCache
 from p2pmesh.sim.judge import Asking, Judge
 from p2pmesh.sim.wire import Weather, Wire
 
@@ -70,6 +70,8 @@ class Spec:
     """Labels of the data it may see."""
     digest: str = "00" * 32
     """Of its model: only the same one goes on exactly where another broke off."""
+    prefixes: int = 0
+    """Conversations it keeps in its cache; 0: none."""
 
 
 def capability(spec: Spec) -> Capability:
@@ -77,7 +79,7 @@ def capability(spec: Spec) -> Capability:
     models: tuple[ModelInfo, ...] = ()
     if spec.model:
         speeds = (spec.prefill_tps, spec.decode_tps, spec.slots)
-        models = (ModelInfo(spec.model, spec.digest, spec.context_tokens, *speeds),)
+        models = (ModelInfo(spec.model, spec.digest, spec.context_tokens, *speeds, spec.prefixes),)
     skills = [Skill(f"topic {t}", World.topic(t), spec.quality) for t in spec.topics]
     if spec.general or not skills:
         skills.append(Skill(GENERAL, None, spec.general or 0.5))
@@ -95,6 +97,8 @@ class Run:
     written: int = 0
     work_s: float = 0.0
     """Work it needs, alone, to its next piece."""
+    prompt: tuple[str, ...] = ()
+    """What it reads, and then holds in its cache."""
     prompt_tokens: int = 0
 
 
@@ -107,12 +111,16 @@ class Node:
     epoch: int
     engine: BatchEngine[tuple[QueryId, int]] = field(default_factory=BatchEngine)
     runs: dict[tuple[QueryId, int], Run] = field(default_factory=dict)
+    cache: PrefixCache = field(init=False)
     wake_at: float = math.inf
     """When its engine is looked at next."""
     ticks_at: float = math.inf
     """The deadline that a tick was last set for, while it is to come."""
     paused: list[e.Event] | None = None
     """Events that wait while it is stopped; None: it runs."""
+
+    def __post_init__(self) -> None:
+        self.cache = PrefixCache(self.spec.prefixes)
 
 
 class World:
@@ -276,16 +284,17 @@ class World:
         model: str = "auto",
         zone: str = GENERAL,
         answer: int = 0,
+        messages: tuple[Message, ...] = (),
     ) -> Asking:
         """Ask something about `topic` (None: nothing in particular) at a peer, now, for `tokens` at most; it
-        will be answered in `answer` tokens (0: in all of them), which nobody knows."""
+        will be answered in `answer` tokens (0: in all of them), which nobody knows. Or ask `messages`, the
+        last of which is about "topic 3 …"."""
         self._queries += 1
         query_id = QueryId(hashlib.blake2b(f"{self._queries}".encode(), digest_size=16).hexdigest())
         text = "hello" if topic is None else f"topic {topic}"
         options = Options(max_tokens=tokens)
-        query = Query(
-            query_id, ident, (Message("user", text),), options, model=model, zone=zone, budget_s=budget_s
-        )
+        asked = messages or (Message("user", text),)
+        query = Query(query_id, ident, asked, options, model=model, zone=zone, budget_s=budget_s)
         self._answers[query_id] = min(answer or tokens, tokens)
         asking = self.judge.asked(query, self.now)
         self.happen(ident, e.Asked(query))
@@ -384,7 +393,10 @@ class World:
         spec = node.spec
         piece = max(1, round(self.chunk_s * spec.decode_tps))
         run = node.runs[key] = Run(self._answers.get(query.id, query.options.max_tokens), piece)
-        run.work_s = max(1, query.prompt_bytes // 4) / spec.prefill_tps
+        run.prompt = tuple(f"{message.role}: {message.content}" for message in query.messages)
+        known = query.messages[: node.cache.known(run.prompt)]
+        unread = query.prompt_bytes - sum(len(message.content.encode()) for message in known)
+        run.work_s = max(1, unread // 4) / spec.prefill_tps
         if query.accepted is not None:
             run.written = len(query.accepted.tokens)
         node.engine.start(key, self.now)
@@ -413,6 +425,9 @@ class World:
                 continue  # what was written just before it ended it
             tokens = tuple(range(run.written, run.written + run.piece))
             run.written += run.piece
+            if run.prompt:  # it has been read by now
+                node.cache.keep(run.prompt)
+                run.prompt = ()
             if tokens:  # an answer may be taken over when only its end is missing
                 self.happen(ident, e.Generated(*key, tokens, "".join(f"{i} " for i in tokens)))
             if node.runs.get(key) is not run:

@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.experience import Report, Row
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
+from p2pmesh.query import (
+    Accepted,
+    Chunk,
+    Ended,
+    Hop,
+    Lead,
+    Message,
+    Options,
+    Query,
+    QueryId,
+    Search,
+    Usage,
+)
 from p2pmesh.record import Capability, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ME, UNABLE, A, B, C, D, signed
 
@@ -44,6 +56,7 @@ capabilities = st.builds(
             st.sampled_from([0.0, 50.0, 1e9]),
             st.sampled_from([0.0, 50.0, 1e9]),
             st.integers(0, 8),
+            st.sampled_from([0, 0, 2, 1_024]),
         ),
         max_size=2,
     ).map(tuple),
@@ -58,6 +71,16 @@ options = st.builds(
     st.lists(words, max_size=8).map(tuple),
 )
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
+leads = st.builds(
+    Lead,
+    peers,
+    st.floats(-1.0, 1.0),
+    st.booleans(),
+    st.sampled_from([(), ("/ip4/10.0.0.1/tcp/1",)]),
+    st.none() | seconds,
+    st.floats(0.0, 1.0),
+)
+searches = st.builds(Search, st.lists(leads, max_size=16).map(tuple), st.integers(0, 255))
 queries = st.builds(
     Query,
     query_ids,
@@ -76,6 +99,7 @@ queries = st.builds(
     st.lists(peers, max_size=32).map(tuple),
     peers | st.just(PeerId("")),
     st.none() | st.builds(Accepted, tokens, words, counts, words),
+    st.none() | searches,
 )
 records = st.builds(
     signed,
@@ -101,6 +125,8 @@ loads = st.builds(
     st.integers(0, 20) | st.just(1_024),
     st.lists(seconds, max_size=5).map(tuple) | st.just((1e7,) * 64),
     seconds,
+    st.lists(st.binary(min_size=8, max_size=8), max_size=16).map(tuple),
+    st.floats(0.02, 10.0),
 )
 
 messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
@@ -124,6 +150,7 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
         seconds,
         counts,
         st.lists(peers, max_size=32).map(tuple),
+        peers | st.just(PeerId("")),
     ),
     st.builds(m.Tokens, st.builds(Chunk, query_ids, attempts, counts, tokens, words)),
     st.builds(m.End, query_ids, attempts, counts, ended),

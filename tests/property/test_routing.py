@@ -11,8 +11,9 @@ from p2pmesh.config import Routing
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol import routing
-from p2pmesh.protocol.batching import Backlog
+from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN, Backlog
 from p2pmesh.protocol.routing import Candidate, Decision, Estimates, Kind, Scored
+from p2pmesh.protocol.workload import salted
 from p2pmesh.query import Accepted, Hop, Query
 from p2pmesh.record import Capability, ModelInfo, PeerId, Skill
 from p2pmesh.sim.world import World
@@ -47,9 +48,19 @@ capabilities = st.builds(
 def candidates_of(peer: PeerId) -> st.SearchStrategy[Candidate]:
     times = st.floats(0.0, 100.0)
     works = st.lists(times, max_size=3).map(tuple)
-    backlogs = st.none() | st.builds(Backlog, works, works, st.integers(0, 3))
+    backlogs: st.SearchStrategy[Backlog | None] = st.builds(Backlog, works, works, st.integers(0, 3))
+    if peer != ME:  # what this one has to do it knows
+        backlogs = st.none() | backlogs
     return st.builds(
-        Candidate, st.just(peer), st.just(f"peer {peer}"), capabilities, backlogs, times, st.just(peer)
+        Candidate,
+        st.just(peer),
+        st.just(f"peer {peer}"),
+        capabilities,
+        backlogs,
+        times,
+        st.just(peer),
+        st.sampled_from([(), (salted(query().prefixes[-1][0], "small"),), (bytes(8),)]),
+        st.floats(PACE_MIN, PACE_MAX),
     )
 
 
@@ -78,6 +89,15 @@ def choose(q: Query, me: PeerId, table: list[Candidate]) -> Decision:
 
 def score(q: Query, table: list[Candidate]) -> tuple[Scored, ...]:
     return routing.score(q, ME, table, Estimates(), CONFIG)
+
+
+@settings(max_examples=200, deadline=None)
+@given(asked, tables)
+def test_who_holds_a_beginning_or_is_faster_needs_no_longer_for_it(q: Query, table: list[Candidate]) -> None:
+    plain = score(q, [c._replace(held=(), pace=1.0) for c in table])
+    for row in score(q, [c._replace(pace=max(1.0, c.pace)) for c in table]):
+        its = [other.work_s for other in plain if (other.peer, other.model) == (row.peer, row.model)]
+        assert row.work_s <= max(its) * (1.0 + 1e-9)
 
 
 @settings(max_examples=300, deadline=None)
@@ -110,7 +130,7 @@ def test_a_forward_is_for_a_clear_gain_or_to_be_in_time(q: Query, table: list[Ca
     assert best is not None
     if best.continues and not own[0].continues:
         return  # the same model goes on exactly where it broke off, wherever it is
-    least_s = CONFIG.gain_min_s if q.target == ME else 0.0
+    least_s = CONFIG.gain_min_s * 2 ** max(0, len(q.path) - 1) if q.target == ME else 0.0
     in_time = [row for row in own if row.time_s <= q.budget_s]
     if best.time_s <= q.budget_s:
         assert all(row.j_s - best.j_s > least_s for row in in_time)

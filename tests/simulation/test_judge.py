@@ -189,6 +189,19 @@ def test_a_ghost_or_a_stranger_at_the_end_fails() -> None:
         world.judge.settled(world.nodes)
 
 
+def test_where_nobody_knows_all_a_ghost_among_the_links_fails_and_so_does_being_alone() -> None:
+    world = met(3)
+    for node in world.nodes.values():
+        node.machine.membership.partial = True
+    world.judge.settled(world.nodes)
+    rest = {ident: node for ident, node in world.nodes.items() if ident != world.peer(2)}
+    with pytest.raises(Violation, match="p0 still takes p2 for alive"):
+        world.judge.settled(rest)
+    world.nodes[world.peer(0)].machine.membership.links.clear()
+    with pytest.raises(Violation, match="p0 is alone"):
+        world.judge.settled(world.nodes)
+
+
 def test_work_for_nobody_at_the_end_fails() -> None:
     world = met(2)
     world.judge.over(world.nodes, world.now)
@@ -246,12 +259,16 @@ def test_a_table_over_its_bound_fails(config: Config, table: str) -> None:
         ("gossip", "records", "records"),
         ("gossip", "_fresh", "fresh records"),
         ("gossip", "_pulls", "pulls"),
+        ("gossip", "_declined", "declined records"),
+        ("_linking", "_similar", "similarities"),
         ("gossip", "_new", "links to compare with"),
         ("loads", "_loads", "loads"),
         ("loads", "_queued", "loads that wait"),
         ("_stealing", "_asked", "requests for work"),
         ("_local", "_jobs", "jobs"),
         ("_local", "_waiting", "waiting jobs"),
+        ("_local", "_held", "conversations"),
+        ("_local", "_pieces", "pieces not reckoned with"),
     ],
 )
 def test_every_table_is_counted_after_every_event(part: str, table: str, said: str) -> None:

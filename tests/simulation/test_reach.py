@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from p2pmesh.protocol.overlay import cosines
 from p2pmesh.sim.reach import Overlay, Reach, Setting, ask, reach, reach_command
 
 SMALL = {"peers": 800, "near": 12, "far": 6, "cache": 64}
@@ -63,6 +65,27 @@ def test_without_near_links_they_get_lost_too() -> None:
     assert by_links(near=0, far=18).hit_top10 < 0.88
 
 
+def test_the_nearest_kept_in_memory_make_searches_shorter_and_better() -> None:
+    """Measured with seeds 1 to 3: 5.4 hops and a gap of .0017 to .0032, without them 5.8 to 6.0 and .0055 to
+    .0075."""
+    few = {"peers": 1_500, "near": 6, "far": 4, "cache": 160, "rounds": 6}
+    kept, without = reach(Setting(**few), 200), reach(Setting(**few, kept=0), 200)
+    assert kept.hops_mean < without.hops_mean
+    assert kept.gap < 0.7 * without.gap
+
+
+def test_the_nearest_kept_are_others_best_first_and_better_after_exchanges(partial: Overlay) -> None:
+    assert partial.kept.shape == (1_000, 16)
+    first = Overlay(replace(partial.setting, rounds=0))
+    for peer in range(0, 1_000, 50):
+        kept = partial.kept[peer]
+        assert len({*kept.tolist(), peer}) == 17
+        similar = cosines(partial.places[peer][None], partial.places[kept][None])[0]
+        assert (np.diff(similar) <= 0).all()
+        before = cosines(partial.places[peer][None], partial.places[first.kept[peer]][None])[0]
+        assert (similar >= before).all()
+
+
 def test_links_are_near_and_far_others_and_none_twice(partial: Overlay) -> None:
     for peer in range(0, 1_000, 50):
         links = [*partial.near[peer].tolist(), *partial.far[peer].tolist()]
@@ -76,7 +99,9 @@ def test_a_peer_knows_its_links_its_cache_and_itself(partial: Overlay) -> None:
     known = partial.known(7).tolist()
     assert known == sorted(set(known))
     assert {7, *partial.near[7].tolist(), *partial.far[7].tolist()} <= set(known)
+    assert set(partial.kept[7].tolist()) <= set(known)
     cache = partial.cache(np.array([7, 8], np.int32))
+    assert cache.shape[1] + partial.kept.shape[1] == 128
     assert set(cache[0].tolist()) <= set(known)
     assert set(cache[0].tolist()) != set(cache[1].tolist())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pmesh.protocol.batching import Backlog, backlog_of, gain
+from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN, Backlog, Pace, backlog_of, gain
 from p2pmesh.record import Load
 
 
@@ -106,3 +106,77 @@ def test_a_reported_load_is_read_as_equally_long_ones_that_wait() -> None:
     assert backlog_of(load) == Backlog((0.5, 1.5), (2.0, 2.0, 2.0), 3)
     assert backlog_of(Load(0.0, 2)) == Backlog((), (), 2)
     assert backlog_of(Load()) == Backlog((), (), 0)
+
+
+# -- how fast it really is ------------------------------------------------------------------------------
+
+
+def paced(share: float, seconds: float = 20.0, piece_s: float = 0.25, *, after: Pace | None = None) -> Pace:
+    """A machine that does `share` of what is due, in pieces of `piece_s` of work."""
+    pace, now = after or Pace(), 1_000.0 if after else 0.0
+    until = now + seconds
+    while now < until:
+        now += piece_s / share
+        pace.measured(piece_s, piece_s / share, now)
+    return pace
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 1.0, 2.5])
+@pytest.mark.parametrize("piece_s", [0.01, 0.1, 1.0])
+def test_a_steady_pace_is_found_whatever_the_pieces(share: float, piece_s: float) -> None:
+    assert paced(share, 60.0, piece_s).value == pytest.approx(share, rel=0.1)
+
+
+def test_a_fall_is_known_in_seconds_and_so_is_a_recovery() -> None:
+    ill = paced(0.2, 4.0)
+    assert 0.2 < ill.value < 0.5
+    assert paced(1.0, 7.0, after=paced(0.2, 20.0)).value > 0.8
+
+
+def test_a_short_stall_moves_it_but_little() -> None:
+    pace = paced(1.0)
+    pace.measured(0.02, 0.52, 100.0)
+    pace.measured(0.02, 0.02, 101.0)
+    assert 0.8 < pace.value < 0.9
+
+
+def test_what_comes_in_one_burst_is_one_sample() -> None:
+    pace = Pace()
+    pace.measured(0.1, 1.0, 10.0)
+    for _ in range(9):
+        pace.measured(0.1, 0.0, 10.0)
+    pace.measured(1.0, 1.0, 11.0)
+    assert pace.value == pytest.approx(1.0)
+
+
+def test_a_burst_of_which_nothing_is_known_does_not_make_it_fast() -> None:
+    pace = Pace()
+    pace.measured(50.0, 0.3, 10.0)
+    assert pace.at_best(0.0, 0.0) < 1.25
+
+
+def test_a_pace_has_bounds() -> None:
+    assert paced(0.001, 5_000.0).value == PACE_MIN
+    assert paced(50.0, 60.0, 5.0).value == PACE_MAX
+
+
+def test_what_was_measured_fades_while_there_is_nothing_to_do() -> None:
+    pace = paced(0.2)
+    pace.rested(10.0)
+    assert pace.value < 0.3
+    pace.rested(600.0)
+    assert pace.value == pytest.approx(1.0, abs=0.01)
+
+
+def test_that_it_was_faster_than_it_says_is_forgotten_soon() -> None:
+    pace = paced(4.0)
+    assert pace.value > 3.5
+    pace.rested(6.0)
+    assert pace.value < 1.25
+
+
+def test_a_piece_that_is_late_is_known_before_it_comes() -> None:
+    pace = Pace()
+    assert pace.at_best(0.1, 0.05) == pytest.approx(1.0, abs=0.03)
+    assert pace.at_best(0.1, 5.0) < 0.3
+    assert pace.value == 1.0

@@ -33,7 +33,7 @@ EVERY: list[m.PeerMessage] = [
     m.Digest(bytes(range(256))),
     m.Pull((A, B)),
     m.Records((signed(A, V, ABLE, ("/ip4/10.0.0.1/tcp/1",)),)),
-    m.LoadReport(Load(1.5, 2, 3, (0.5, 1.0), 4.5)),
+    m.LoadReport(Load(1.5, 2, 3, (0.5, 1.0), 4.5, (b"\xff" * 8, bytes(8)), 0.25)),
     m.Forward(
         query(
             options=Options(9, 0.5, 0.9, 7, ("END",)),
@@ -182,7 +182,7 @@ def test_a_vector_that_is_no_direction_is_garbage(vector: object) -> None:
 )
 def test_what_are_no_token_ids_is_garbage(tokens: object) -> None:
     packed = list(msgpack.unpackb(CODEC.encode(m.Forward(query(accepted=Accepted((1,), "x", 1))))))
-    packed[1][-1][0] = tokens
+    packed[1][-2][0] = tokens
     with pytest.raises(RemoteProtocolError, match="token id"):
         CODEC.decode(frame(*packed))
 
@@ -193,9 +193,36 @@ def test_the_longest_answer_may_be_gone_on_from(count: int) -> None:
     assert CODEC.decode(CODEC.encode(asked)) == asked
 
 
+@pytest.mark.parametrize(
+    ("held", "pace", "field"),
+    [
+        ((b"x" * 7,), 1_000, "held"),
+        (("x" * 8,), 1_000, "held"),
+        ((b"x" * 8,) * 17, 1_000, "held"),
+        ((), 19, "pace"),
+        ((), 10_001, "pace"),
+        ((), 1.0, "pace"),
+        ((), None, "pace"),
+    ],
+)
+def test_what_is_held_and_how_fast_one_is_have_bounds(held: object, pace: object, field: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"load: {field}: "):
+        CODEC.decode(frame(8, (0.0, 0, 0, (), 0.0, held, pace)))
+
+
+def test_a_model_that_keeps_too_many_conversations_is_not_described() -> None:
+    for prefixes, fits in ((1_024, True), (1_025, False)):
+        record = PeerRecord(A, V, "", (), replace(ABLE, models=(replace(MODEL, prefixes=prefixes),)))
+        if fits:
+            assert CODEC.decode_record(CODEC.encode_record(record)) == record
+        else:
+            with pytest.raises(LocalProtocolError, match="prefixes"):
+                CODEC.encode_record(record)
+
+
 def test_garbage_is_named_by_its_field() -> None:
     with pytest.raises(RemoteProtocolError, match=r"load: remaining_s: expected a finite number"):
-        CODEC.decode(frame(8, (float("nan"), 0, 0, (), 0.0)))
+        CODEC.decode(frame(8, (float("nan"), 0, 0, (), 0.0, (), 1_000)))
 
 
 @pytest.mark.parametrize(

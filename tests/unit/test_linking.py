@@ -3,12 +3,17 @@ is neither death nor leaving."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from p2pmesh.config import Config, Gossip, Membership
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.linking import OFFERED
 from p2pmesh.protocol.messages import Status, Update
-from p2pmesh.protocol.overlay import select
-from p2pmesh.record import PeerId, Version
+from p2pmesh.protocol.overlay import select, shuffled
+from p2pmesh.record import PeerId, Skill, Version
 from tests.machines import ABLE, ME, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 
 V1 = Version(1, 1)
@@ -250,8 +255,81 @@ def test_queries_that_went_through_a_parted_link_are_lost_like_any() -> None:
     asked = query(1, origin=ME)
     [forward] = [s for s in of(on.ask(asked), e.Send) if isinstance(s.message, m.Forward)]
     on.say(forward.peer, m.Accept(asked.id, 0, False))
-    assert not sent(on.say(forward.peer, m.Part()), m.Forward)
-    again = [
-        s for s in of(on.handle(e.Disconnected(forward.peer)), e.Send) if isinstance(s.message, m.Forward)
-    ]
+    again = [s for s in of(on.say(forward.peer, m.Part()), e.Send) if isinstance(s.message, m.Forward)]
     assert [s.peer for s in again] == [B if forward.peer == A else A]
+    assert forward.peer not in on.machine.membership.links  # though its end is yet to be heard
+    assert not of(on.handle(e.Disconnected(forward.peer)), e.Dial)
+
+
+# -- more peers than room -----------------------------------------------------------------------------
+
+NORTH, EAST = (Skill(name, np.array(at, np.int8)) for name, at in (("n", [127, 0]), ("e", [0, 127])))
+
+
+def crowded(*peers: PeerId, members_max: int = 16) -> Bench:
+    """A bench that stands north and is linked to A, full with as many as there is room for."""
+    on = Bench(
+        replace(ABLE, space="s", skills=(NORTH,)), Config(membership=Membership(members_max=members_max))
+    )
+    on.link(A)
+    learn(on, *peers)
+    return on
+
+
+def stands(peer: PeerId, skill: Skill) -> m.Records:
+    its = replace(ABLE, space="s", skills=(skill,))
+    return m.Records((signed(peer, capability=its, addresses=ADDRESS),))
+
+
+def test_of_more_than_there_is_room_for_a_fair_sample_is_kept_whatever_came_first() -> None:
+    names = [PeerId(f"x{i}") for i in range(60)]
+    kept = [set(crowded(*order).machine.membership.members) for order in (names, names[::-1])]
+    assert kept[0] == kept[1] == {A, *shuffled(ME, names)[:15]}
+
+
+def test_the_nearest_are_kept_before_all_others_and_the_links_always() -> None:
+    names = [PeerId(f"x{i}") for i in range(40)]
+    on = crowded(*names)
+    last = shuffled(ME, [*names, *(PeerId(f"y{i}") for i in range(40))])[-20:]
+    near = [peer for peer in last if peer[0] == "y"][:2]
+    for peer in near:
+        on.say(A, stands(peer, NORTH))
+    on.say(A, m.Records(tuple(signed(PeerId(f"z{i}"), addresses=ADDRESS) for i in range(30))))
+    assert {A, *near} <= on.machine.membership.members.keys()
+
+
+def test_one_that_cannot_be_reached_gives_up_its_place_and_is_not_heard_of_again() -> None:
+    on = crowded(*(PeerId(f"x{i}") for i in range(40)))
+    gone = next(peer for peer in on.machine.membership.members if peer != A)
+    on.handle(e.DialFailed(gone))
+    assert gone not in on.machine.membership.members
+    assert gone not in on.machine.gossip.records
+    learn(on, PeerId("x99"))  # full again
+    assert not sent(on.say(A, m.Announce((m.Line(gone, V1, 1),))), m.Pull)
+    assert sent(on.say(A, m.Announce((m.Line(gone, Version(1, 2), 1),))), m.Pull)
+
+
+def test_links_are_told_who_is_near_to_them_instead_of_what_is_known() -> None:
+    on = crowded(*(PeerId(f"x{i}") for i in range(40)), members_max=64)
+    on.say(A, m.Records((signed(A, Version(1, 2), replace(ABLE, space="s", skills=(EAST,))),)))
+    for name in ("e1", "e2"):
+        on.say(A, stands(PeerId(name), EAST))
+    on.machine.membership.partial = True
+    on.wait(3.0)  # what is fresh has been announced
+    effects = on.wait(12.0)
+    assert not sent(effects, m.Digest)
+    told = [announce.lines for announce in sent(effects, m.Announce, A)]
+    assert told
+    for lines in told:
+        assert {line.id for line in lines[:2]} == {"e1", "e2"}
+        assert len(lines) <= OFFERED + 8
+
+
+def test_where_there_is_room_again_sums_are_compared_again() -> None:
+    on = crowded(*(PeerId(f"x{i}") for i in range(40)))
+    membership = on.machine.membership
+    assert membership.partial
+    for peer in [peer for peer in membership.members if peer != A][:9]:
+        membership.forget(peer)
+    assert not membership.partial
+    assert sent(on.wait(12.0), m.Digest)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from p2pmesh.config import Config
+from p2pmesh.config import Config, Gossip
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.batching import Backlog, gain
@@ -105,6 +107,36 @@ def test_one_more_of_many_that_wait_is_no_turn(told: Told) -> None:
     told.own(Load(0.1, 0, 1))
     told.wait(1.0)
     assert told.own(Load(0.1, 0, 2)) == []
+
+
+@pytest.mark.parametrize(("pace", "told_at_once"), [(0.9, False), (1.15, False), (0.8, True), (1.3, True)])
+def test_a_pace_that_moved_far_is_told_at_once(told: Told, pace: float, told_at_once: bool) -> None:
+    told.wait(1.0)
+    assert bool(told.own(replace(IDLE, pace=pace))) == told_at_once
+
+
+def test_a_pace_that_moves_in_small_steps_is_told_in_the_end(told: Told) -> None:
+    told.wait(1.0)
+    assert [len(told.own(replace(IDLE, pace=pace))) for pace in (0.9, 0.8, 0.7, 0.6)] == [0, 1, 0, 0]
+    assert told.wait(1.0) == [m.LoadReport(replace(IDLE, pace=0.6))]
+
+
+def test_what_is_held_is_told_in_time_for_the_next_turn_but_not_more_than_once_a_second(told: Told) -> None:
+    told.wait(2.0)
+    news = [replace(IDLE, held=(bytes([number]) * 8,)) for number in range(4)]
+    assert told.own(news[0]) == [m.LoadReport(news[0])]
+    assert told.own(news[1]) == told.wait(0.5) == told.own(news[2]) == told.wait(0.4) == []
+    assert told.wait(0.2) == [m.LoadReport(news[2])]
+    busy = replace(news[3], remaining_s=9.0)
+    told.wait(0.3)
+    assert told.own(busy) == [m.LoadReport(busy)]  # with what is news in itself it goes along
+
+
+def test_what_is_held_is_told_no_more_often_than_anything_else() -> None:
+    patient = Loads(Config(gossip=Gossip(load_interval_min_s=3.0)), lambda: [A], [], START)
+    patient.advance(START + 5.0)
+    patient.own(replace(IDLE, held=(bytes(8),)), START + 5.0)
+    assert patient.deadline == START + 8.0
 
 
 def test_two_that_are_told_lie_the_least_interval_apart_and_the_last_one_counts(told: Told) -> None:

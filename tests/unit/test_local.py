@@ -10,9 +10,9 @@ from p2pmesh.config import Config, Relay
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol.batching import Backlog, gain
 from p2pmesh.protocol.local import Local
-from p2pmesh.protocol.workload import AnswerLength
-from p2pmesh.query import Accepted, Options
-from p2pmesh.record import Load, ModelInfo
+from p2pmesh.protocol.workload import AnswerLength, salted
+from p2pmesh.query import Accepted, Message, Options, Query
+from p2pmesh.record import HELD_MAX, Load, ModelInfo
 from tests.machines import MODEL, of, query
 
 SLOTS = MODEL.slots
@@ -238,3 +238,265 @@ def test_a_load_lists_no_more_running_queries_than_may_travel(
     fill(local, 100)
     assert len(local.load(0.0).running) == 64
     assert len(local.backlog(0.0).running) == 100
+
+
+# -- what is in the caches ------------------------------------------------------------------------------
+
+KEEPS = replace(MODEL, prefixes=2)
+
+
+def turn(number: int, turns: int = 1, **changes: object) -> Query:
+    """The conversation of that number after so many turns: 1 000 tokens, and 10 more each time."""
+    opening = Message("user", f"{number} ".ljust(4_000, "x"))
+    later = (Message("assistant", "y" * 40), Message("user", "z" * 40)) * (turns - 1)
+    return query(100 * number + turns, messages=(opening, *later), **changes)
+
+
+def key(asked: Query, model: str = "small") -> bytes:
+    return salted(asked.prefixes[-1][0], model)
+
+
+def read(local: Local, asked: Query, model: str = "small", now: float = 0.0) -> float | None:
+    """Let it be answered by one piece. Returns how long it was expected to take."""
+    eta = local.submit(asked, model, now)
+    local.progressed(asked.id, 1)
+    local.finished(asked.id)
+    local.advance(now)
+    return eta
+
+
+def test_the_next_turn_need_not_read_what_the_last_one_left(
+    out: list[e.Effect], lengths: AnswerLength
+) -> None:
+    local = serving(out, lengths, KEEPS)
+    assert read(local, turn(1)) == pytest.approx(1.08)
+    assert local.load(0.0).held == (key(turn(1)),)
+    assert read(local, turn(1, 2)) == pytest.approx(0.02 + 0.08)
+    assert local.load(0.0).held == (key(turn(1, 2)), key(turn(1)))
+    assert read(local, turn(2)) == pytest.approx(1.08)
+
+
+def test_the_least_recently_read_is_forgotten(out: list[e.Effect], lengths: AnswerLength) -> None:
+    local = serving(out, lengths, KEEPS)
+    for number in (1, 2, 1, 3):
+        read(local, turn(number))
+    assert local.load(0.0).held == (key(turn(3)), key(turn(1)))
+    assert set(local.held) == {key(turn(3)), key(turn(1))}
+
+
+def test_what_has_not_been_read_whole_is_not_held(out: list[e.Effect], lengths: AnswerLength) -> None:
+    local = serving(out, lengths, KEEPS)
+    local.submit(turn(1), "small", 0.0)
+    assert local.load(0.0).held == (key(turn(1)),)
+    local.abort(turn(1).id, 0)
+    assert local.load(0.0).held == ()
+
+
+def test_what_waits_is_reckoned_anew_when_it_starts(out: list[e.Effect], lengths: AnswerLength) -> None:
+    local = serving(out, lengths, replace(KEEPS, slots=1))
+    local.submit(turn(1), "small", 0.0)
+    local.submit(turn(1, 2), "small", 0.0)
+    local.submit(turn(2), "small", 0.0)
+    assert local.backlog(0.0).waiting == (pytest.approx(0.1), pytest.approx(1.08))
+    local.abort(turn(1).id, 0)  # before it was read
+    local.advance(0.0)
+    assert local.backlog(0.0).running == (pytest.approx(1.1),)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        (),
+        (replace(KEEPS, slots=0),),
+        (replace(KEEPS, digest="11" * 32),),
+        (replace(KEEPS, prefixes=9),),
+        (replace(KEEPS, name="other"),),
+    ],
+    ids=["gone", "restarted", "another mind", "another size", "another name"],
+)
+def test_a_model_that_starts_anew_holds_nothing(
+    out: list[e.Effect], lengths: AnswerLength, models: tuple[ModelInfo, ...]
+) -> None:
+    local = serving(out, lengths, KEEPS)
+    read(local, turn(1))
+    local.describe((KEEPS,))
+    assert local.held
+    local.describe(models)
+    assert not local.held
+    assert local.load(0.0).held == ()
+
+
+def test_models_keep_their_own_caches(out: list[e.Effect], lengths: AnswerLength) -> None:
+    other = replace(KEEPS, name="other", prefixes=1)
+    local = serving(out, lengths, KEEPS, other, replace(MODEL, name="none"))
+    for model in ("small", "other", "none"):
+        assert read(local, turn(1), model) == pytest.approx(1.08)
+    read(local, turn(2), "other")
+    assert local.load(0.0).held == (key(turn(2), "other"), key(turn(1), "small"))
+    local.describe((other,))
+    assert local.load(0.0).held == (key(turn(2), "other"),)
+
+
+def test_others_hear_of_the_most_recent_ones_and_never_of_a_zones(
+    out: list[e.Effect], lengths: AnswerLength
+) -> None:
+    local = serving(out, lengths, replace(KEEPS, prefixes=99))
+    for number in range(HELD_MAX + 4):
+        read(local, turn(number))
+    read(local, turn(99, zone="secret"))
+    assert local.load(0.0).held == tuple(key(turn(n)) for n in range(HELD_MAX + 3, 3, -1))
+    assert key(turn(99)) in local.held
+    assert read(local, turn(99, 2, zone="secret")) == pytest.approx(0.1)
+
+
+def test_a_query_without_words_holds_nothing(out: list[e.Effect], lengths: AnswerLength) -> None:
+    local = serving(out, lengths, KEEPS)
+    read(local, query(messages=()))
+    assert not local.held
+
+
+# -- how fast they are ----------------------------------------------------------------------------------
+
+
+class Writing:
+    """A peer whose model writes 100 tokens a second as it says, or so much of that as it is told."""
+
+    def __init__(self, out: list[e.Effect], lengths: AnswerLength, slots: int = 4) -> None:
+        self.local = serving(out, lengths, replace(MODEL, slots=slots))
+        self.local.advance(0.0)
+        self.now = 0.0
+
+    def begin(self, *numbers: int) -> None:
+        for number in numbers:
+            asked = query(number, prompt_tokens=100, options=Options(max_tokens=100_000))
+            self.local.submit(asked, "small", self.now)
+
+    def write(self, *numbers: int, seconds: float, share: float = 1.0, piece: int = 5) -> None:
+        """These write by turns, of `share` of what a batch of them should, in pieces of so many tokens."""
+        count = len(numbers)
+        step = piece * 0.01 * count / gain(count) / share
+        until = self.now + seconds
+        while self.now < until:
+            for _ in range(int(step)):  # it is called once a second, whatever happens
+                self.now += 1.0
+                self.local.advance(self.now)
+            self.now += step % 1.0
+            for number in numbers:
+                self.local.progressed(query(number).id, piece)
+                self.local.advance(self.now)
+
+    @property
+    def pace(self) -> float:
+        return self.local.load(self.now + 1e-6).pace
+
+
+@pytest.fixture
+def writing(out: list[e.Effect], lengths: AnswerLength) -> Writing:
+    return Writing(out, lengths)
+
+
+@pytest.mark.parametrize("numbers", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("piece", [1, 20])
+def test_the_pace_is_found(writing: Writing, numbers: tuple[int, ...], share: float, piece: int) -> None:
+    writing.begin(*numbers)
+    writing.write(*numbers, seconds=40.0, share=share, piece=piece)
+    assert writing.pace == pytest.approx(share, rel=0.12)
+
+
+def test_one_that_is_as_fast_as_it_says_is_exactly_that(writing: Writing) -> None:
+    writing.begin(0, 1)
+    for _ in range(20):
+        writing.write(0, 1, seconds=0.3)
+        assert writing.pace == 1.0
+
+
+def test_the_time_to_the_first_token_is_not_slow_writing(writing: Writing) -> None:
+    writing.begin(0)
+    writing.now = 1.2
+    writing.write(0, seconds=1.0)
+    assert writing.pace == 1.0
+
+
+def test_who_reads_does_not_make_the_others_slow(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=1.0)
+    writing.begin(1)
+    writing.write(0, seconds=5.0, share=0.1)
+    assert writing.pace == 1.0
+    writing.write(0, 1, seconds=1.0)
+    assert writing.pace == 1.0
+
+
+def test_idle_time_is_not_slow_writing(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=1.0)
+    writing.local.finished(query(0).id)
+    writing.local.advance(writing.now)
+    writing.now += 60.0
+    writing.begin(1)
+    writing.write(1, seconds=1.0)
+    assert writing.pace == 1.0
+
+
+def test_a_model_that_is_stuck_is_known_before_it_writes_again(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=1.0)
+    for _ in range(4):
+        writing.now += 1.0
+        writing.local.advance(writing.now)
+    assert writing.pace < 0.5
+
+
+def test_who_was_away_learns_nothing_from_that(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=1.0)
+    writing.now += 30.0
+    writing.local.advance(writing.now)
+    assert writing.pace == 1.0
+    for _ in range(600):  # all that it wrote meanwhile
+        writing.local.progressed(query(0).id, 5)
+        writing.local.advance(writing.now)
+    writing.write(0, seconds=3.0)
+    assert writing.pace == 1.0
+
+
+def test_what_is_left_and_what_comes_are_reckoned_by_the_pace(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=60.0, share=0.2)
+    pace = writing.local.pace
+    assert pace == pytest.approx(0.2, rel=0.12)
+    [left] = writing.local.backlog(writing.now).running
+    assert left == pytest.approx(0.96 / pace)  # three quarters of a typical answer
+    writing.local.finished(query(0).id)
+    eta = writing.local.submit(query(1, prompt_tokens=920), "small", writing.now)
+    assert eta == pytest.approx(1.0 / pace)
+    assert writing.local.remaining_s(writing.now) == pytest.approx(1.0 / pace)
+    assert writing.local.remaining_s(writing.now + 1.0) == pytest.approx(1.0 / pace - 1.0)
+    for number in range(2, 6):
+        writing.local.submit(query(number, prompt_tokens=920), "small", writing.now)
+    assert writing.local.load(writing.now).waiting_s == pytest.approx(1.0 / pace)
+
+
+def test_a_model_that_measured_itself_anew_is_believed(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=30.0, share=0.2)
+    assert writing.pace < 0.3
+    writing.local.describe((replace(MODEL, slots=3),))
+    assert writing.pace < 0.3  # as fast as before, it says
+    writing.local.describe((replace(MODEL, decode_tps=20.0),))
+    assert writing.pace == 1.0
+    writing.write(0, seconds=3.0, share=0.2)
+    assert writing.pace == 1.0
+
+
+def test_who_is_idle_for_long_is_as_fast_as_he_says_again(writing: Writing) -> None:
+    writing.begin(0)
+    writing.write(0, seconds=30.0, share=0.2)
+    writing.local.finished(query(0).id)
+    for _ in range(300):
+        writing.now += 1.0
+        writing.local.advance(writing.now)
+        load = writing.local.load(writing.now)
+    assert load.pace == 1.0
+    assert writing.local.load(writing.now + 9.0) is load

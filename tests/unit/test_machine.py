@@ -14,7 +14,8 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.directory import ALL_WEIGHED_MAX
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Kind
-from p2pmesh.query import Message, Options
+from p2pmesh.protocol.workload import salted
+from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import Capability, Load, PeerId, Version
 from p2pmesh.sim.world import SimSigner
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
@@ -133,6 +134,29 @@ def test_what_was_passed_on_counts_against_the_next_choice() -> None:
     first = of(on.ask(query(1, origin=ME)), e.Send)
     second = of(on.ask(query(2, origin=ME)), e.Send)
     assert {s.peer for s in first + second if isinstance(s.message, m.Forward)} == {A, B}
+
+
+def test_a_conversation_goes_to_the_neighbour_that_holds_it_and_no_query_to_a_slow_one() -> None:
+    on = Bench(UNABLE)
+    on.link(A, B)
+    said = query(1, origin=ME, text="x" * 4_000)
+    holds = (salted(said.prefixes[-1][0], MODEL.name),)
+    on.say(A, m.LoadReport(Load(free_slots=2)))
+    on.say(B, m.LoadReport(Load(free_slots=2, held=holds)))
+    decision = on.machine.explain(said)
+    assert decision.explain() == "to peer b: general quality 0.45, 0.1 s, holds 1000 tokens"
+    on.say(B, m.LoadReport(Load(free_slots=2, held=holds, pace=0.05)))
+    assert on.machine.explain(said).chosen.peer == A  # type: ignore[union-attr]
+
+
+def test_a_peer_knows_what_it_holds_and_how_fast_it_is() -> None:
+    on = Bench(Capability(models=(replace(MODEL, prefixes=4),)))
+    said = query(1, origin=ME, text="x" * 4_000)
+    on.ask(said)
+    on.handle(e.Generated(said.id, 0, (1,), "a"))
+    on.handle(e.Finished(said.id, 0, Usage(1_000, 1), "stop"))
+    assert on.machine.explain(said).explain() == "serve: general quality 0.45, 0.1 s, holds 1000 tokens"
+    assert len(on.machine.load(ME).held) == 1  # type: ignore[union-attr]
 
 
 def test_where_the_nearest_neighbour_is_barred_the_other_way_is_taken() -> None:

@@ -23,6 +23,7 @@ from p2pmesh.protocol.routing import (
     fit,
     quality,
 )
+from p2pmesh.protocol.workload import salted
 from p2pmesh.query import Accepted, Hop, Query
 from p2pmesh.record import Capability, PeerId, Skill, Vector, quantise
 from tests.machines import ME, MODEL, A, B, C, query
@@ -330,3 +331,45 @@ def test_equals_are_told_apart_by_their_ids() -> None:
 def test_each_row_explains_itself(why_not: Reason | None, line: str) -> None:
     row = Scored(A, "a", "m", A, "code", 0.5, 1.0, 1.5, 0.5, 9.0, why_not=why_not)
     assert row.explain() == line
+
+
+# -- what it holds, and how fast it was of late ---------------------------------------------------------
+
+SAID = query(text="x" * 4_000)
+"""1 000 tokens: a second to read."""
+HELD = (salted(SAID.prefixes[-1][0], "small"),)
+
+
+def test_what_a_peer_holds_of_the_prompt_it_need_not_read_and_says_so() -> None:
+    [with_it, without] = score(SAID, [candidate(A, wait_s=0.0)._replace(held=HELD), candidate(B)])
+    assert (with_it.peer, with_it.held, without.held) == (A, 1_000, 0)
+    assert without.work_s - with_it.work_s == without.j_s - with_it.j_s == pytest.approx(1.0)
+    assert with_it.explain() == "general quality 0.50, 0.1 s, holds 1000 tokens"
+    assert "holds" not in without.explain()
+
+
+def test_a_model_of_another_name_does_not_hold_it() -> None:
+    [row] = score(SAID, [candidate(A, name="large")._replace(held=HELD)])
+    assert row.held == 0
+
+
+@pytest.mark.parametrize(("busy_s", "goes_to"), [(0.3, A), (3.0, B)])
+def test_a_conversation_returns_unless_the_wait_outweighs_what_is_saved(
+    busy_s: float, goes_to: PeerId
+) -> None:
+    holder = candidate(A, wait_s=busy_s)._replace(held=HELD)
+    assert choose(SAID, ME, [holder, candidate(B)]).chosen.peer == goes_to  # type: ignore[union-attr]
+
+
+def test_a_peer_at_a_fifth_of_its_speed_needs_five_times_as_long_and_says_so() -> None:
+    [well, ill] = score(SAID, [candidate(A), candidate(B)._replace(pace=0.2)])
+    assert (well.peer, ill.peer) == (A, B)
+    assert ill.work_s == pytest.approx(5.0 * well.work_s)
+    assert (well.wait_s, ill.wait_s) == (0.0, 0.0)
+    assert ill.explain() == "general quality 0.50, 5.4 s, at 0.20 of its speed"
+
+
+def test_what_it_has_to_do_reckons_with_its_pace_already() -> None:
+    [ill] = score(SAID, [candidate(A, wait_s=4.0)._replace(pace=0.5)])
+    work = ill.work_s
+    assert ill.wait_s + work == pytest.approx(Backlog((4.0,)).finish_s(work))

@@ -7,8 +7,15 @@ from dataclasses import replace
 import pytest
 
 from p2pmesh.config import Routing
-from p2pmesh.protocol.workload import ANSWER_TOKENS_TYPICAL, AnswerLength, prompt_tokens, work_s
-from p2pmesh.query import Accepted, Options
+from p2pmesh.protocol.workload import (
+    ANSWER_TOKENS_TYPICAL,
+    AnswerLength,
+    Remembered,
+    prompt_tokens,
+    salted,
+    work_s,
+)
+from p2pmesh.query import Accepted, Message, Options
 from tests.machines import MODEL, query
 
 CONFIG = Routing()
@@ -95,3 +102,44 @@ def test_what_was_written_already_is_read_and_not_written_again() -> None:
 def test_work_follows_what_was_learned() -> None:
     asked = query(prompt_tokens=1_000, options=Options(max_tokens=4_096))
     assert work_s(asked, MODEL, CONFIG, learned(*[300] * 5_000)) == pytest.approx(4.0, abs=0.01)
+
+
+# -- what need not be read ------------------------------------------------------------------------------
+
+FIRST = (Message("user", "x" * 400),)
+NEXT = (*FIRST, Message("assistant", "y" * 40), Message("user", "z" * 40))
+
+
+def key(*messages: Message, model: str = "small") -> bytes:
+    return salted(query(messages=messages).prefixes[-1][0], model)
+
+
+@pytest.mark.parametrize(
+    ("held", "tokens"),
+    [
+        ((), 0),
+        ((bytes(8),), 0),
+        ((key(*FIRST),), 100),
+        ((bytes(8), key(*NEXT[:2]), key(*FIRST)), 110),  # the longest
+        ((key(*NEXT),), 120),
+        ((key(*FIRST, model="large"),), 0),
+    ],
+)
+def test_the_longest_beginning_that_is_held_counts_and_only_that_of_the_same_model(
+    held: tuple[bytes, ...], tokens: int
+) -> None:
+    remembered = Remembered(query(messages=NEXT), CONFIG)
+    assert remembered.tokens("small", held) == tokens
+    assert remembered.tokens("small", frozenset(held)) == tokens  # asked twice
+
+
+def test_no_more_is_held_than_there_is_to_read() -> None:
+    assert Remembered(query(messages=NEXT, prompt_tokens=70), CONFIG).tokens("small", (key(*FIRST),)) == 70
+
+
+def test_what_is_held_is_not_read() -> None:
+    asked = query(prompt_tokens=1_000, options=Options(max_tokens=128))
+    assert work_s(asked, MODEL, CONFIG, AnswerLength(), 600) == pytest.approx(0.4 + 1.28)
+    assert work_s(asked, MODEL, CONFIG, AnswerLength(), 9_999) == pytest.approx(1.28)
+    half = replace(asked, accepted=Accepted((1,) * 28, "x", 9))
+    assert work_s(half, MODEL, CONFIG, AnswerLength(), 1_000) == pytest.approx(0.028 + 1.0)
