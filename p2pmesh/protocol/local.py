@@ -155,7 +155,8 @@ class Local:
     def advance(self, now: float) -> None:
         """Start what there is a slot for."""
         self._start(now)
-        self._settle(now)
+        if self._load is None or now - self._given_at >= _LOAD_AGE_MAX_S:  # most events are none of ours
+            self._settle(now)
 
     @property
     def held(self) -> Collection[bytes]:

@@ -347,17 +347,8 @@ def choose(
         return Decision(Kind.REFUSE, None, reason, detail, table)
     best = feasible[0]
     own = next((row for row in feasible if row.peer == me), None)
-    if own is not None and best.peer != me:
-        needed = 0.0
-        if query.target == me:
-            needed = config.gain_min_s + config.gain_min_share * own.time_s
-            needed *= 2.0 ** max(0, len(query.path) - 1)
-        nobody_in_time = best.time_s > query.budget_s
-        gain = own.time_s - best.time_s if nobody_in_time else own.j_s - best.j_s
-        if best.continues and not own.continues:
-            gain = math.inf
-        if gain <= needed and (nobody_in_time or own.time_s <= query.budget_s):
-            best = own
+    if own is not None and best.peer != me and not _is_worth(query, own, best, config):
+        best = own
     if best.peer == me:
         return Decision(Kind.SERVE, best, None, "", table)
     if best.next_hop == NOBODY:
@@ -367,6 +358,19 @@ def choose(
             return Decision(Kind.SERVE, own, None, "", table)
         return Decision(Kind.REFUSE, None, Reason.NO_ROUTE, "no hops left", table)
     return Decision(Kind.FORWARD, best, None, "", table)
+
+
+def _is_worth(query: Query, own: Scored, best: Scored, config: Routing) -> bool:
+    """Whether a query that could be served here is better served there."""
+    if best.continues and not own.continues:
+        return True
+    needed = 0.0
+    if query.target == own.peer:
+        needed = config.gain_min_s + config.gain_min_share * own.time_s
+        needed *= 2.0 ** max(0, len(query.path) - 1)
+    if best.time_s > query.budget_s:
+        return own.time_s - best.time_s > needed
+    return own.time_s > query.budget_s or own.j_s - best.j_s > needed
 
 
 def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candidate]) -> tuple[Reason, str]:

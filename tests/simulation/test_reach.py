@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from p2pmesh.protocol.overlay import cosines
 from p2pmesh.sim.reach import Overlay, Reach, Setting, ask, reach, reach_command
 
-SMALL = {"peers": 800, "near": 12, "far": 6, "cache": 64}
-"""Few links, and only they are used: what the cache would hide shows."""
+SMALL = {"peers": 800, "near": 12, "far": 6, "cache": 64, "rounds": 16}
+"""Few links, and only they are used: what the records would hide shows. Many rounds: exchanges drain long
+links, which those at random make up for."""
 
 
 def by_links(**changes: float) -> Reach:
@@ -57,7 +58,7 @@ def test_links_alone_carry_queries_while_pruned_and_partly_random() -> None:
 def test_without_random_links_or_without_pruning_queries_get_lost(
     planted: dict[str, float], most: float
 ) -> None:
-    """Measured with seeds 1 to 3: .95 as it is, .63 without random links, .85 pure nearest, .10 with both."""
+    """Measured with seeds 1 to 3: .95 as it is, .62 without random links, .85 pure nearest, .11 with both."""
     assert by_links(**planted).hit_top10 < most
 
 
