@@ -102,7 +102,10 @@ def _tables() -> str:
     parts: list[tuple[Any, tuple[str, ...]]] = [
         (messages, ("Line", "Update")),
         (record, ("SignedRecord", "PeerRecord", "Version", "Capability", "Skill", "ModelInfo", "Load")),
-        (query, ("Query", "Message", "Options", "Hop", "Accepted", "Search", "Lead", "Chunk", "Ended", "Usage")),
+        (
+            query,
+            ("Query", "Message", "Options", "Hop", "Accepted", "Search", "Lead", "Chunk", "Ended", "Usage"),
+        ),
         (experience, ("Report", "Row")),
     ]
     for module, names in parts:

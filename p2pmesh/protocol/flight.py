@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from p2pmesh.config import Config
@@ -17,8 +17,16 @@ from p2pmesh.protocol.alarms import Alarms
 from p2pmesh.protocol.events import Deliver, Effect, Fail, Placed, Send
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse, Tokens
 from p2pmesh.protocol.routing import Decision
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId
-from p2pmesh.record import PeerId
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId, Search
+from p2pmesh.record import NOBODY, PeerId
+
+_WHY_CHARS_MAX = 200
+"""Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
+
+
+def brief(text: str) -> str:
+    """Return `text` as it may travel: an engine's words are neither short nor always text."""
+    return text[:_WHY_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 class Phase(Enum):
@@ -84,6 +92,32 @@ class Flight:
             return None
         digest = "" if self.mixed else self.digest
         return Accepted(tuple(self.written), "".join(self.text), self.index, digest)
+
+    def passed_on(
+        self, hop: Hop, target: PeerId, hops_left: int, search: Search | None, excluded_max: int
+    ) -> Query:
+        """Return the query as it goes downstream: one hop longer, for `target` or for whom it finds."""
+        return replace(
+            self.query,
+            path=(*self.query.path, hop),
+            target=target,
+            search=search,
+            hops_left=hops_left,
+            excluded=(*self.query.excluded, *self.tried)[:excluded_max],
+        )
+
+    def excluded_with(self, dead: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+        """Return whom it must not be sent to, the `dead` too."""
+        known = self.query.excluded
+        return (*known, *dict.fromkeys(peer for peer in dead if peer not in known))
+
+    def begin_again(
+        self, excluded: tuple[PeerId, ...], tried: tuple[PeerId, ...], accepted: Accepted | None
+    ) -> None:
+        """It goes out anew, under the next attempt number, with what there is of its answer."""
+        attempt = self.query.attempt + 1
+        self.query = replace(self.query, attempt=attempt, excluded=excluded, accepted=accepted)
+        self.tried, self.placed, self.tokens = tried, False, len(self.written)
 
     @property
     def begun(self) -> bool:
@@ -232,8 +266,9 @@ class Flights:
         detail: str,
         retry_after_s: float = 0.0,
         dead: tuple[PeerId, ...] = (),
+        best: PeerId = NOBODY,
     ) -> None:
-        """Tell `peer` that `query` is not for us."""
+        """Tell `peer` that `query` is not for us, but for `best` of those it came by."""
         refusal = Refuse(
             query.id,
             query.attempt,
@@ -242,6 +277,7 @@ class Flights:
             retry_after_s,
             query.prompt_tokens,
             dead[: self._excluded_max],
+            best,
         )
         self._out.append(Send(peer, refusal))
 

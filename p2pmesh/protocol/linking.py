@@ -82,8 +82,11 @@ class Linking:
     def make_room(self) -> bool:
         """Let one more link be: end one that was not chosen here, if need be. Returns whether there is
         room."""
-        links = self._membership.links
-        return len(links) < 2 * self._config.links_max or self._evict(set(links) - self._chosen)
+        return self._membership.has_room or self._evict(self.spare())
+
+    def spare(self) -> set[PeerId]:
+        """Return the links that were not chosen here."""
+        return set(self._membership.links) - self._chosen
 
     def load_set(self) -> tuple[PeerId, ...]:
         """Return the links that hear of our load."""
@@ -120,7 +123,8 @@ class Linking:
         away = [ident for ident in spare if members[ident].redial_s]
         if not away:
             close = {ident: self._similarity(ident, self._known(ident)) for ident in spare}
-            close[record.id] = self._similarity(record.id, record.capability)
+            if record.id not in self._membership.links:  # a neighbour is kept whatever it is
+                close[record.id] = self._similarity(record.id, record.capability)
             kept = min(NEAR_KEPT, self._config.members_max // 8)
             near = [ident for ident, cosine in close.items() if cosine > 0.0]
             nearest = set(heapq.nlargest(kept, near, key=lambda ident: (close[ident], ident)))

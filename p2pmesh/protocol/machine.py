@@ -78,11 +78,13 @@ class Machine:
         self.relay = Relay(me, name, config, self._local, lengths, *asked, self._out)
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
+        self._spared = (-math.inf, False)
+        """Whether a link could give way, and as of when."""
+        self.membership.can_spare = self._can_spare
         self._seeking = Seeking(me, self.membership, self.gossip, self._weigh)
         self.loads = Loads(config, self._linking.load_set, self._out, now)
         queued, compare = self.loads.queued, self._compare
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
-
         self._ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
         self._parts = (
             self.membership,
@@ -342,7 +344,7 @@ class Machine:
 
     def _evict(self, spare: set[PeerId]) -> bool:
         """End the oldest link to one of `spare` that no query goes through. Returns whether there was one."""
-        spare -= {p for f in self.relay.flights for p in (f.upstream, f.downstream) if p is not None}
+        spare = self._idle(spare)
         if not spare:
             return False
         links = self.membership.links
@@ -350,6 +352,15 @@ class Machine:
         self.membership.part(peer)
         self._unlinked(peer, self._now)
         return True
+
+    def _idle(self, links: set[PeerId]) -> set[PeerId]:
+        return links - {p for f in self.relay.flights for p in (f.upstream, f.downstream) if p is not None}
+
+    def _can_spare(self) -> bool:
+        """Return whether a link could give way, as of this moment: it is asked of each candidate."""
+        if self._spared[0] != self._now:
+            self._spared = self._now, bool(self._idle(self._linking.spare()))
+        return self._spared[1]
 
     def _plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
         routing, estimates = self._config.routing, self._estimates
@@ -412,8 +423,7 @@ class Machine:
             if peer not in links and blind is None:
                 # Who passes a query on can read it: one that may not see it is no way to one that may.
                 blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
-            way = self.membership.way_to(peer, blind or barred)
-            if way is None:
+            if (way := self.membership.way_to(peer, blind or barred)) is None:
                 continue
             known, load = self.loads.backlog(peer, now), self.loads.of(peer)
             told = () if load is None else (load.held, load.pace)

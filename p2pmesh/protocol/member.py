@@ -6,10 +6,22 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from p2pmesh.config import Membership
 from p2pmesh.protocol.messages import DISTANCE_MAX, Status
 from p2pmesh.record import PeerId, Version
 
 _FOREVER = math.inf
+TOLD_AT = 2
+"""Unanswered probes, in a row, after which a suspicion is told to others."""
+
+
+def suspicion_s(evidence: int, links: int, config: Membership) -> float:
+    """Return the seconds for which a peer is suspected before it counts as dead: the fewer, the more often it
+    was silent (Lifeguard)."""
+    least = config.suspicion_mult * max(1.0, math.log10(max(10, links)))
+    most = least * config.suspicion_max_mult
+    confirmed = math.log(evidence) / math.log(config.confirmations + 1)
+    return max(least, most - (most - least) * confirmed)
 
 
 @dataclass
@@ -37,6 +49,11 @@ class Member:
     """Links between each neighbour and it, as that neighbour announced."""
     way: tuple[int, PeerId] | None = None
     """The least of them, and whose it is."""
+
+    @property
+    def is_accused(self) -> bool:
+        """Whether others are to hear of what is held against it."""
+        return self.status > Status.SUSPECT or (self.status is Status.SUSPECT and self.evidence >= TOLD_AT)
 
     def way_past(self, barred: Collection[PeerId]) -> tuple[PeerId, int] | None:
         """Return the neighbour, none of `barred`, that is nearest to it, and the links from here; None: out

@@ -14,14 +14,13 @@ from random import Random
 from p2pmesh.config import Config
 from p2pmesh.protocol.alarms import Alarms
 from p2pmesh.protocol.events import Dial, Effect, Hangup, Notify, Send
-from p2pmesh.protocol.member import Member
-from p2pmesh.protocol.messages import DISTANCE_MAX, Ack, Leave, Part, Ping, PingRequest, Status, Update
+from p2pmesh.protocol.member import TOLD_AT, Member, suspicion_s
+from p2pmesh.protocol.messages import Ack, Leave, Part, Ping, PingRequest, Status, Update
 from p2pmesh.protocol.probing import Link, Prober
+from p2pmesh.protocol.rumours import Rumours
 from p2pmesh.record import PeerId, Version
 
 _FOREVER = math.inf
-_TOLD_AT = 2
-"""Unanswered probes, in a row, after which a suspicion is told to others."""
 _FRESH_S = 2.0
 """Seconds for which a peer that answered us is not suspected on the word of others. A guess: two probes."""
 _PARTED_S = 30.0
@@ -47,6 +46,8 @@ class Membership:
         """Counts changes of what is believed."""
         self.partial = False
         """Whether there are more peers than this one can know."""
+        self.can_spare: Callable[[], bool] = bool
+        """Whether one of the links could give way to another."""
         self._config = config.membership
         self._dial_discovered = config.net.dial_discovered
         self._rng = rng
@@ -56,7 +57,7 @@ class Membership:
         self._prober = Prober(
             self.links, self._config, rng, out, self._news, self._cleared, self._silent, now, self._suspects
         )
-        self._updates: dict[PeerId, tuple[Update, int]] = {}
+        self._rumours = Rumours(self._config.updates_per_frame_max)
         self._as_of = now
         self._left: Version | None = None
         """The version this peer left in; None: it stays."""
@@ -101,18 +102,16 @@ class Membership:
         return peer in self.links or (member is not None and self._is_open(member))
 
     def _is_open(self, member: Member) -> bool:
-        """Whether a dial would likely succeed, and there is room for one more link. Where nobody is linked to
-        all there always is: a link that no query needs gives way."""
-        away = member.redial_s or member.parted_until > self._as_of
-        return not away and self._may_dial(member) and (self.partial or self.has_room)
+        """Whether a dial would likely succeed, and there is room for one more link. Where nobody knows all, a
+        link that no query needs gives way."""
+        if member.redial_s or member.parted_until > self._as_of or not self._may_dial(member):
+            return False
+        return self.has_room or (self.partial and self.can_spare())
 
     def lost(self) -> list[PeerId]:
         """Return the living to whom no way is known, not even a dial."""
-        return [
-            m.id
-            for m in self.members.values()
-            if m.way is None and m.status < Status.DEAD and not self.can_reach(m.id)
-        ]
+        living = [member for member in self.members.values() if member.status < Status.DEAD]
+        return [member.id for member in living if member.way is None and not self.can_reach(member.id)]
 
     @property
     def has_left(self) -> bool:
@@ -154,8 +153,7 @@ class Membership:
         self._prober.forget(peer)
 
     def disconnected(self, peer: PeerId, now: float) -> None:
-        """A link closed: the peer gets no work until it is back, and is dialled at once to see, unless it
-        said why."""
+        """A link closed: no more work for its peer, which is dialled at once, unless it said why."""
         self._unlink(peer)
         member = self.members.get(peer)
         if member is None or member.status >= Status.DEAD or now < member.parted_until:
@@ -201,7 +199,7 @@ class Membership:
         """A newer record of `peer` has been verified. Returns False when there is no room for it."""
         member = self.members.get(peer)
         if member is None:
-            if self.full and not self._forget_one(peer):
+            if self.full and not self._forget_gone():
                 self.partial = True
                 return False
             member = self.members[peer] = Member(peer, version, Status.ALIVE)
@@ -210,7 +208,7 @@ class Membership:
         member.version, member.addresses, member.status = version, addresses, Status.ALIVE
         self.changes += 1
         member.expires = _FOREVER
-        self._updates.pop(peer, None)
+        self._rumours.drop(peer)
         return True
 
     def distance(self, neighbour: PeerId, peer: PeerId, links: int) -> bool:
@@ -307,7 +305,7 @@ class Membership:
             self._suspect(member, now)
         elif member is not None and member.status is Status.SUSPECT:
             self._confirm(member)
-            if member.evidence == _TOLD_AT:
+            if member.evidence == TOLD_AT:
                 self._tell(Update(peer, Status.SUSPECT, member.version))
 
     def _suspects(self) -> list[PeerId]:
@@ -321,7 +319,7 @@ class Membership:
         member = self.members.get(peer)
         if member is not None and member.status is Status.SUSPECT and peer in self.links:
             member.status, member.expires = Status.ALIVE, _FOREVER
-            self._updates.pop(peer, None)
+            self._rumours.drop(peer)
             self.changes += 1
 
     def _absorb(self, peer: PeerId, updates: tuple[Update, ...], now: float) -> None:
@@ -359,7 +357,7 @@ class Membership:
         self.changes += 1
         if update.status is Status.SUSPECT:
             self._suspect(member, now)
-            member.evidence = max(member.evidence, _TOLD_AT)
+            member.evidence = max(member.evidence, TOLD_AT)
         else:
             member.expires = now + self._config.tombstone_s
             member.was_linked = False
@@ -387,34 +385,19 @@ class Membership:
         if member.evidence > enough:
             return
         member.evidence += 1
-        least = self._config.suspicion_mult * max(1.0, math.log10(max(10, len(self.links))))
-        most = least * self._config.suspicion_max_mult
-        confirmed = math.log(member.evidence) / math.log(enough + 1)
-        member.expires = member.suspected_at + max(least, most - (most - least) * confirmed)
+        member.expires = member.suspected_at + suspicion_s(member.evidence, len(self.links), self._config)
         self._watch(member)
 
     def _tell(self, update: Update) -> None:
-        rounds = math.ceil(self._config.retransmit_mult * math.log10(len(self.links) + 1))
-        self._updates[update.id] = (update, max(1, rounds))
+        often = self._config.retransmit_mult * math.log10(len(self.links) + 1)
+        self._rumours.tell(update, math.ceil(often))
 
     def _news(self, peer: PeerId) -> tuple[Update, ...]:
-        """The least-told updates for `peer`, first of all what concerns itself."""
-        chosen = []
+        """What to tell `peer`, first of all what concerns itself."""
         about = self.members.get(peer)
-        if about is not None and (
-            about.status > Status.SUSPECT or (about.status is Status.SUSPECT and about.evidence >= _TOLD_AT)
-        ):
-            chosen.append(Update(peer, about.status, about.version))
-        ranked = sorted(self._updates.items(), key=lambda item: (-item[1][1], item[0]))
-        for ident, (update, left) in ranked[: self._config.updates_per_frame_max - len(chosen)]:
-            if ident == peer:
-                continue
-            chosen.append(update)
-            if left <= 1:
-                del self._updates[ident]
-            else:
-                self._updates[ident] = (update, left - 1)
-        return tuple(chosen)
+        if about is None or not about.is_accused:
+            return self._rumours.news(peer)
+        return self._rumours.news(peer, (Update(peer, about.status, about.version),))
 
     # -- links ----------------------------------------------------------------------------------------
 
@@ -450,18 +433,13 @@ class Membership:
             member.dial_at = now + (0.0 if self.me < peer else self._config.dial_grace_s)
             self._watch(member)
 
-    def _forget_one(self, newcomer: PeerId) -> bool:
-        """Make room by forgetting the oldest of the departed; for a link of ours, if need be, the farthest
-        of the rest: a flood of records must not keep neighbours out. Returns whether there was one."""
-        others = [m for m in self.members.values() if m.id not in self.links]
-        gone = [m for m in others if m.status >= Status.DEAD]
+    def _forget_gone(self) -> bool:
+        """Make room by forgetting the oldest of the departed. Returns whether there was one."""
+        members = self.members.values()
+        gone = [m for m in members if m.status >= Status.DEAD and m.id not in self.links]
         if gone:
             self.forget(min(gone, key=lambda m: (m.expires, m.id)).id)
-            return True
-        if newcomer in self.links and others:
-            self.forget(max(others, key=lambda m: ((self.route(m.id) or (m.id, DISTANCE_MAX))[1], m.id)).id)
-            return True
-        return False
+        return bool(gone)
 
     def forget(self, peer: PeerId) -> None:
         """Know nothing of `peer` any more, a member that is not linked."""
@@ -469,4 +447,4 @@ class Membership:
         self.changes += 1
         self.partial = self.partial and len(self.members) > self._config.members_max // 2
         self._alarms.drop(peer)
-        self._updates.pop(peer, None)
+        self._rumours.drop(peer)

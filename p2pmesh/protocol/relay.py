@@ -15,7 +15,7 @@ from dataclasses import replace
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.events import Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
-from p2pmesh.protocol.flight import Flight, Flights, Phase, verdict
+from p2pmesh.protocol.flight import Flight, Flights, Phase, brief, verdict
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
 from p2pmesh.protocol.routing import Decision, Kind, Scored
@@ -23,15 +23,8 @@ from p2pmesh.protocol.workload import AnswerLength
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
 from p2pmesh.record import NOBODY, PeerId
 
-_WHY_CHARS_MAX = 200
-"""Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
-
-
-def _brief(text: str) -> str:
-    """Return `text` as it may travel: an engine's words are neither short nor always text."""
-    return text[:_WHY_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 class Relay:
@@ -146,9 +139,7 @@ class Relay:
         never came to its ears, and goes elsewhere. What it has all the same is lost like any."""
         for flight in self.flights:
             if flight.phase is Phase.OFFERED and flight.downstream == peer:
-                flight.downstream = None
-                flight.tried = (*flight.tried, peer)
-                self._route(flight, now)
+                self._elsewhere(flight, peer, now)
         self.disconnected(peer, now)
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
@@ -181,11 +172,10 @@ class Relay:
         flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
-        if message.best == self.me:
-            flight.tried = (*flight.tried, peer)
+        if message.best == self.me and not flight.begun:
             flight.query = replace(flight.query, target=self.me, search=None)
-            self._route(flight, now)
-        elif message.best != NOBODY and any(hop.peer == message.best for hop in flight.query.path):
+            self._elsewhere(flight, peer, now)
+        elif any(hop.peer == message.best for hop in flight.query.path) and not flight.begun:
             self._give_back(flight, message.best, message.detail)
         elif message.reason is Reason.PEER_LOST:
             flight.tried = (*flight.tried, peer)  # it lives, and found no other way
@@ -195,8 +185,7 @@ class Relay:
         elif flight.begun or message.reason in _FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
         else:
-            flight.tried = (*flight.tried, peer)
-            self._route(flight, now)
+            self._elsewhere(flight, peer, now)
 
     def on_tokens(self, peer: PeerId, chunk: Chunk, now: float) -> None:
         """The next piece. A repeated one is dropped; a gap ends the answer."""
@@ -273,7 +262,7 @@ class Relay:
         if flight is None:
             return
         self._local.finished(event.query_id)
-        detail = _brief(event.detail)
+        detail = brief(event.detail)
         if event.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
         flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
@@ -282,9 +271,7 @@ class Relay:
         elif flight.begun or event.reason in _FINAL:
             self.flights.end_badly(flight, event.reason, detail)
         else:
-            flight.placed = False
-            flight.tried = (*flight.tried, self.me)
-            self._route(flight, now)
+            self._elsewhere(flight, self.me, now)
 
     def _crashed(self, flight: Flight, peer: PeerId, now: float) -> None:
         """A model crashed over it. The origin alone tries another, and not for ever: it may be the query that
@@ -293,13 +280,10 @@ class Relay:
         flight.crashes += 1
         if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
             self.flights.end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail)
-            return
-        if flight.begun:
+        elif flight.begun:
             self._again(flight, (peer,), Reason.ENGINE_FAILED, flight.refusal.detail, now)
-            return
-        flight.placed = False
-        flight.tried = (*flight.tried, peer)
-        self._route(flight, now)
+        else:
+            self._elsewhere(flight, peer, now)
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -314,8 +298,7 @@ class Relay:
                 silent = flight.downstream
                 if flight.phase is Phase.DIALLING:
                     self.flights.release(flight)
-                    flight.tried = (*flight.tried, silent)
-                    self._route(flight, now)
+                    self._elsewhere(flight, silent, now)
                 else:
                     self.flights.release(flight)
                     self._lost(flight, (silent,), now)
@@ -347,7 +330,7 @@ class Relay:
         if decision.kind is Kind.REFUSE or decision.chosen is None:
             self._nobody_left(flight, decision, now)
             return
-        hop = Hop(self.me, self.name, _brief(decision.explain()))
+        hop = Hop(self.me, self.name, brief(decision.explain()))
         if decision.kind is Kind.SERVE:
             self._serve(flight, decision.chosen, hop, now)
             return
@@ -355,6 +338,11 @@ class Relay:
             self._give_back(flight, decision.chosen.peer, hop.why)
             return
         self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search)
+
+    def _elsewhere(self, flight: Flight, without: PeerId, now: float) -> None:
+        """Choose anew, past one that will not or cannot."""
+        flight.downstream, flight.placed, flight.tried = None, False, (*flight.tried, without)
+        self._route(flight, now)
 
     def _offer(
         self,
@@ -369,22 +357,14 @@ class Relay:
         flight.downstream = chosen.next_hop
         if search is None:
             self._sent(chosen, now)
+        target = chosen.peer if search is None else NOBODY
+        flight.onward = Forward(flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max))
         leads = (search or flight.query.search or Search()).leads
         addresses = next((lead.addresses for lead in leads if lead.peer == chosen.next_hop), ())
-        onward = replace(
-            flight.query,
-            path=(*flight.query.path, hop),
-            target=chosen.peer if search is None else NOBODY,
-            search=search,
-            hops_left=hops_left,
-            excluded=(*flight.query.excluded, *flight.tried)[: self._limits.excluded_max],
-        )
-        flight.onward = Forward(onward)
         linked = self._reach(chosen.next_hop, addresses)
         if linked is None:
-            flight.downstream = flight.onward = None
-            flight.tried = (*flight.tried, chosen.next_hop)
-            self._route(flight, now)
+            flight.onward = None
+            self._elsewhere(flight, chosen.next_hop, now)
         elif linked:
             self._send_onward(flight, chosen.next_hop, now)
         else:
@@ -401,10 +381,7 @@ class Relay:
     def _give_back(self, flight: Flight, best: PeerId, why: str) -> None:
         """Let the query find its way back to one that it came by."""
         assert flight.upstream is not None, "who asked has nobody behind him"
-        refusal = Refuse(
-            *flight.ident, Reason.NO_ROUTE, why, prompt_tokens=flight.query.prompt_tokens, best=best
-        )
-        self._out.append(Send(flight.upstream, refusal))
+        self.flights.refuse(flight.upstream, flight.query, Reason.NO_ROUTE, why, best=best)
         self.flights.forget(flight)
 
     def hand_over(self, query_id: QueryId, chosen: Scored, why: str, now: float) -> None:
@@ -415,16 +392,15 @@ class Relay:
         self._local.finished(query_id)
         flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
         flight.placed = False
-        self._offer(flight, chosen, Hop(self.me, self.name, _brief(why)), 0, now)
+        self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now)
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         flight.phase, flight.downstream = Phase.LOCAL, None
         eta = self._local.submit(flight.query, chosen.model, now)
         if eta is None:
-            flight.tried = (*flight.tried, self.me)
             wait = max(1.0, self._local.remaining_s(now))
             flight.refusal = Refuse(*flight.ident, Reason.OVERLOADED, f"{self.name} has a full queue", wait)
-            self._route(flight, now)
+            self._elsewhere(flight, self.me, now)
             return
         self.flights.place(flight, (*flight.query.path, hop), eta, self._local.digest(chosen.model), now)
 
@@ -443,7 +419,7 @@ class Relay:
         if flight.upstream is None:
             self._again(flight, dead, Reason.PEER_LOST, how, now)
             return
-        excluded = (*flight.query.excluded, *(p for p in dead if p not in flight.query.excluded))
+        excluded = flight.excluded_with(dead)
         if flight.begun or len(excluded) > self._limits.excluded_max:
             self.flights.end_badly(flight, Reason.PEER_LOST, how, dead=dead)
             return
@@ -455,8 +431,7 @@ class Relay:
         self, flight: Flight, without: tuple[PeerId, ...], reason: Reason, how: str, now: float
     ) -> None:
         """Send the query out anew, with what has been written of its answer, past those it was lost with."""
-        known = (self.me, *flight.query.excluded)  # whatever others say, we are not dead
-        excluded = (*flight.query.excluded, *dict.fromkeys(p for p in without if p not in known))
+        excluded = flight.excluded_with(tuple(p for p in without if p != self.me))
         accepted = flight.accepted()
         if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
             self.flights.end_badly(flight, reason, f"{how}, and too many before it")
@@ -464,10 +439,7 @@ class Relay:
         if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
             self.flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
             return
-        attempt = flight.query.attempt + 1
-        flight.query = replace(flight.query, attempt=attempt, excluded=excluded, accepted=accepted)
-        flight.tried = tuple(p for p in without if p == self.me)
-        flight.placed, flight.tokens = False, len(flight.written)
+        flight.begin_again(excluded, tuple(p for p in without if p == self.me), accepted)
         # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
         flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
         self._route(flight, now)

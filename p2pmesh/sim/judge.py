@@ -265,7 +265,7 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
         ("probes", 5 * members.links_max + links, lambda m: m.membership._prober._probes),
         ("probes to come", links, lambda m: m.membership._prober._order),
         ("chosen links", members.links_max, lambda m: m._linking._chosen),
-        ("updates", members.members_max, lambda m: m.membership._updates),
+        ("updates", members.members_max, lambda m: m.membership._rumours),
         ("records", records, lambda m: m.gossip.records),
         ("fresh records", records + 1, lambda m: m.gossip._fresh),
         ("pulls", limits.digest_max, lambda m: m.gossip._pulls),
@@ -286,7 +286,7 @@ def _search(ident: PeerId, machine: Machine) -> None:
     """Look for what should have been forgotten."""
     links, members = machine.membership.links.keys(), machine.membership.members
     tables = (
-        ("an update of no member", machine.membership._updates.keys() - members.keys()),
+        ("an update of no member", set(machine.membership._rumours) - members.keys()),
         ("a load of no link", machine.loads._loads.keys() - links),
         ("a waiting load of no link", machine.loads._queued.keys() - links),
         ("a record of no member", machine.gossip.records.keys() - members.keys()),

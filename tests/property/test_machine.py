@@ -60,7 +60,7 @@ def bounded(bench: Bench) -> None:
     assert all(len(f.query.excluded) <= config.limits.excluded_max for f in relay.flights)
     assert len(membership.members) <= members
     assert len(membership.links) <= links
-    assert set(membership._updates) <= set(membership.members)
+    assert set(membership._rumours) <= set(membership.members)
     assert set(membership._alarms._at) <= set(membership.members)
     assert len(membership._prober) <= 5 * config.membership.links_max + links
     assert membership._prober.health <= config.membership.health_max

@@ -382,7 +382,7 @@ def test_updates_about_the_forgotten_are_forgotten() -> None:
         on.say(A, m.Records((signed(peer),)))
         on.say(A, m.LoadReport(on.machine.load(ME)))  # type: ignore[arg-type]
         on.machine.membership._absorb(A, (Update(peer, Status.DEAD, V1),), on.now)
-    assert len(on.machine.membership._updates) <= 2
+    assert len(on.machine.membership._rumours) <= 2
 
 
 # -- ways ---------------------------------------------------------------------------------------------
