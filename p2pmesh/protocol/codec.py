@@ -19,7 +19,7 @@ from p2pmesh.protocol import fields as f
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN
 from p2pmesh.protocol.experience import Report, Row
-from p2pmesh.protocol.search import LEADS_MAX
+from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX, LEADS_MAX
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Options, Query, Search, Usage
 from p2pmesh.record import (
     CONVERSATIONS_MAX,
@@ -209,7 +209,7 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         count,
         f.text(64),
     )
-    addresses = f.many(f.text(256), limits.addresses_max)
+    addresses = f.many(f.text(256), LEAD_ADDRESSES_MAX)
     work = f.maybe(f.seconds())
     lead = f.struct(Lead, peer, f.number(-1.0, 1.0), f.boolean(), addresses, work, f.number(0.0, 1.0))
     query = f.struct(

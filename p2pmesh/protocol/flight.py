@@ -256,6 +256,12 @@ class Flights:
             self.refuse(flight.upstream, flight.query, reason, detail, retry_after_s, dead)
         self.forget(flight)
 
+    def give_up(self, flight: Flight, decision: Decision) -> None:
+        """Nobody is left to serve it."""
+        reason, detail, retry_after_s = verdict(flight.refusal, decision)
+        dead = () if flight.refusal is None else flight.refusal.dead
+        self.end_badly(flight, reason, detail, retry_after_s, dead)
+
     # -- what is said of it ---------------------------------------------------------------------------
 
     def refuse(

@@ -152,6 +152,8 @@ class Gossip:
         self._digest_at = min(self._digest_at, max(now, self._digest_last + _DIGEST_PAUSE_S))
         if peer in self.records:
             self._freshen(peer, now)  # the way to it is new
+        if self._membership.partial:  # where sums are not compared, it would not hear who we are
+            self._out.append(Send(peer, Announce(self._lines(peer, [self.me.record.id]))))
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         """Tell the others of the ways that went with it, and ask them for other ways."""
@@ -203,14 +205,14 @@ class Gossip:
             if self._membership.outdated(line.id, line.version):
                 self._membership.departed(line.id, line.version)
                 self._heard_again(line)
-            elif self._membership.full and line.version <= self._declined.get(line.id, _NEVER):
+            elif self._has_declined(line):
                 continue
             else:
                 wanted.append(line.id)
                 self._foretold[line.id] = (peer, line.distance)
                 if len(self._foretold) > self._limits.digest_max:
                     del self._foretold[next(iter(self._foretold))]
-            if self._membership.distance(peer, line.id, line.distance):
+            if self._way(peer, line.id, line.distance):
                 self._freshen(line.id, now)
         self._pull(peer, wanted, now)
 
@@ -273,11 +275,17 @@ class Gossip:
                 self.changes += 1
                 if record.id in self._foretold:
                     neighbour, links = self._foretold[record.id]
-                    self._membership.distance(neighbour, record.id, links)
+                    self._way(neighbour, record.id, links)
                 self._freshen(record.id, now)
         for signed in message.records:
             self._foretold.pop(signed.record.id, None)
         self._tidy()
+
+    def _has_declined(self, line: Line) -> bool:
+        """Whether there was no room for it, and still is none; for a link there always is."""
+        if not self._membership.full or line.id in self._membership.links:
+            return False
+        return line.version <= self._declined.get(line.id, _NEVER)
 
     def _keep(self, record: PeerRecord, now: float) -> bool:
         """Make it a member. Returns whether there is room for it."""
@@ -336,16 +344,28 @@ class Gossip:
                 self._exchange(peer)
             else:
                 self._out.append(Send(peer, Digest(_pack(self._sums()))))
-            lost = self._membership.lost()[: self._limits.digest_max]
+            lost = self._lost()[: self._limits.digest_max]
             if lost:
                 self._out.append(Send(peer, Seek(tuple(lost))))
         self._digest_at = now + (_DIGEST_PAUSE_S if self._new else self._config.digest_interval_s)
+
+    def _way(self, neighbour: PeerId, peer: PeerId, links: int) -> bool:
+        """`neighbour` says that it is `links` away from `peer`. Returns whether others should hear of it."""
+        member, linked = self._membership.members.get(peer), self._membership.links
+        if member is None or neighbour not in linked or peer == neighbour:
+            return False
+        return member.told(neighbour, links) and peer not in linked
+
+    def _lost(self) -> list[PeerId]:
+        """Return the living to whom no way is known, not even a dial."""
+        reach, members = self._membership.can_reach, self._membership.members.values()
+        return [m.id for m in members if m.way is None and m.status < Status.DEAD and not reach(m.id)]
 
     def _exchange(self, peer: PeerId) -> None:
         """Tell a link of peers that it may want to know: no two know the same, so sums would tell nothing."""
         rest = sorted(i for i in self.records if i != peer and self._membership.can_reach(i))
         some = self._rng.sample(rest, min(len(rest), _OFFERED_RANDOM))
-        idents = list(dict.fromkeys((*self._offer(peer), *some)))
+        idents = list(dict.fromkeys((self.me.record.id, *self._offer(peer), *some)))
         self._out.append(Send(peer, Announce(self._lines(peer, idents))))
 
     def _announce(self, now: float) -> None:

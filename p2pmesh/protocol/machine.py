@@ -289,11 +289,11 @@ class Machine:
             self.gossip.refute(peer, version, self._now)
 
     def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> bool | None:
-        """Return whether `peer` is linked; if not, dial it, a stranger at `addresses`. None: there is no room
-        for a link, and none can be made."""
+        """Return whether `peer` is linked, or dial it, a stranger at `addresses`; None: there is no room."""
         if peer in self.membership.links:
             return True
         if not self._linking.make_room():
+            self._spared = self._now, False  # nor is there for the next one
             return None
         self.membership.dial_now(peer, addresses)
         return False

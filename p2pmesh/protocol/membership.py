@@ -108,10 +108,10 @@ class Membership:
             return False
         return self.has_room or (self.partial and self.can_spare())
 
-    def lost(self) -> list[PeerId]:
-        """Return the living to whom no way is known, not even a dial."""
-        living = [member for member in self.members.values() if member.status < Status.DEAD]
-        return [member.id for member in living if member.way is None and not self.can_reach(member.id)]
+    @property
+    def may_dial_strangers(self) -> bool:
+        """Whether this peer dials whom it knows by hearsay."""
+        return self._dial_discovered and self._left is None and (self.has_room or self.can_spare())
 
     @property
     def has_left(self) -> bool:
@@ -211,13 +211,6 @@ class Membership:
         self._rumours.drop(peer)
         return True
 
-    def distance(self, neighbour: PeerId, peer: PeerId, links: int) -> bool:
-        """`neighbour` says that it is `links` away from `peer`. Returns whether others should hear of it."""
-        member = self.members.get(peer)
-        if member is None or neighbour not in self.links or peer == neighbour:
-            return False
-        return member.told(neighbour, links) and peer not in self.links
-
     # -- messages -------------------------------------------------------------------------------------
 
     def on_ping(self, peer: PeerId, message: Ping, now: float) -> None:
@@ -244,6 +237,7 @@ class Membership:
 
     def on_part(self, peer: PeerId, now: float) -> None:
         """The peer has no room for us, and has ended the link: it lives, and others may have."""
+        self._out.append(Hangup(peer))
         self._unlink(peer)
         member = self.members.get(peer)
         if member is not None:
@@ -301,9 +295,13 @@ class Membership:
         """A probe of ours found it silent, directly and through others. The first time may be chance, and is
         kept to ourselves: an accusation has to be refuted everywhere."""
         member = self.members.get(peer)
-        if member is not None and member.status is Status.ALIVE:
+        if member is None:  # one that never said who it is
+            self.links[peer].missed += 1
+            if self.links[peer].missed > self._config.confirmations:
+                self._out.append(Hangup(peer))
+        elif member.status is Status.ALIVE:
             self._suspect(member, now)
-        elif member is not None and member.status is Status.SUSPECT:
+        elif member.status is Status.SUSPECT:
             self._confirm(member)
             if member.evidence == TOLD_AT:
                 self._tell(Update(peer, Status.SUSPECT, member.version))

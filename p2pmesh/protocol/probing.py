@@ -35,6 +35,8 @@ class Link:
     rtt_s: float | None = None
     heard_at: float = -math.inf
     """When it last answered a probe of ours."""
+    missed: int = 0
+    """Probes that it left unanswered, while it is no member."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ class Prober:
             link = self._links.get(peer)
             if probe.target == peer and link is not None:
                 sample = now - sent_at
-                link.heard_at = now
+                link.heard_at, link.missed = now, 0
                 link.rtt_s = sample if link.rtt_s is None else link.rtt_s + _RTT_GAIN * (sample - link.rtt_s)
             self._answered(probe.target)
             if probe.asked_by is not None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.events import Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
-from p2pmesh.protocol.flight import Flight, Flights, Phase, brief, verdict
+from p2pmesh.protocol.flight import Flight, Flights, Phase, brief
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
 from p2pmesh.protocol.routing import Decision, Kind, Scored
@@ -23,6 +23,8 @@ from p2pmesh.protocol.workload import AnswerLength
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
 from p2pmesh.record import NOBODY, PeerId
 
+_UNLINKED_MAX = 8
+"""Peers chosen in a row to whom there is no room for a link, until a query is turned away. A guess."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
 
@@ -324,20 +326,20 @@ class Relay:
 
     def _route(self, flight: Flight, now: float) -> None:
         """Send the query on its way from here, or say that there is none."""
-        query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
-        flight.query = query
-        decision = self._plan(query, flight.tried, now)
-        if decision.kind is Kind.REFUSE or decision.chosen is None:
-            self._nobody_left(flight, decision, now)
-            return
-        hop = Hop(self.me, self.name, brief(decision.explain()))
-        if decision.kind is Kind.SERVE:
-            self._serve(flight, decision.chosen, hop, now)
-            return
-        if decision.kind is Kind.RETURN:
-            self._give_back(flight, decision.chosen.peer, hop.why)
-            return
-        self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search)
+        for _ in range(_UNLINKED_MAX):
+            query = flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
+            decision = self._plan(query, flight.tried, now)
+            if decision.kind is Kind.REFUSE or decision.chosen is None:
+                return self.flights.give_up(flight, decision)
+            hop = Hop(self.me, self.name, brief(decision.explain()))
+            if decision.kind is Kind.SERVE:
+                return self._serve(flight, decision.chosen, hop, now)
+            if decision.kind is Kind.RETURN:
+                return self._give_back(flight, decision.chosen.peer, hop.why)
+            if self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search):
+                return None
+            flight.tried = (*flight.tried, decision.chosen.next_hop)
+        return self.flights.end_badly(flight, Reason.OVERLOADED, "no room for another link", 1.0)
 
     def _elsewhere(self, flight: Flight, without: PeerId, now: float) -> None:
         """Choose anew, past one that will not or cannot."""
@@ -352,24 +354,26 @@ class Relay:
         hops_left: int,
         now: float,
         search: Search | None = None,
-    ) -> None:
-        """Send it to `chosen`, to be served there; with a `search`, to go on from there."""
+    ) -> bool:
+        """Send it to `chosen`, to be served there; with a `search`, to go on from there. Returns False where
+        there is no room for a link to it."""
         flight.downstream = chosen.next_hop
-        if search is None:
-            self._sent(chosen, now)
         target = chosen.peer if search is None else NOBODY
         flight.onward = Forward(flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max))
         leads = (search or flight.query.search or Search()).leads
         addresses = next((lead.addresses for lead in leads if lead.peer == chosen.next_hop), ())
         linked = self._reach(chosen.next_hop, addresses)
         if linked is None:
-            flight.onward = None
-            self._elsewhere(flight, chosen.next_hop, now)
-        elif linked:
+            flight.downstream = flight.onward = None
+            return False
+        if search is None:
+            self._sent(chosen, now)
+        if linked:
             self._send_onward(flight, chosen.next_hop, now)
         else:
             flight.phase, flight.silent_at = Phase.DIALLING, now + self._config.dial_patience_s
             self.flights.watch(flight)
+        return True
 
     def _send_onward(self, flight: Flight, peer: PeerId, now: float) -> None:
         assert flight.onward is not None, "a flight that was offered has something to send"
@@ -392,7 +396,8 @@ class Relay:
         self._local.finished(query_id)
         flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
         flight.placed = False
-        self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now)
+        if not self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now):
+            self._elsewhere(flight, chosen.peer, now)
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         flight.phase, flight.downstream = Phase.LOCAL, None
@@ -403,11 +408,6 @@ class Relay:
             self._elsewhere(flight, self.me, now)
             return
         self.flights.place(flight, (*flight.query.path, hop), eta, self._local.digest(chosen.model), now)
-
-    def _nobody_left(self, flight: Flight, decision: Decision, now: float) -> None:
-        reason, detail, retry_after_s = verdict(flight.refusal, decision)
-        dead = flight.refusal.dead if flight.refusal is not None else ()
-        self.flights.end_badly(flight, reason, detail, retry_after_s, dead)
 
     def _lost(
         self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"

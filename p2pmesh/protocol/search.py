@@ -21,6 +21,10 @@ from p2pmesh.record import PeerId, Vector
 
 LEADS_MAX = 16
 """Most leads a query carries (research)."""
+LEAD_ADDRESSES_MAX = 2
+"""Most addresses told of one lead: whoever is told dials them. A guess."""
+_STALE_MAX = 255
+"""Where counting ends: it travels as one byte."""
 PATIENCE = 3
 """Peers in a row that knew nobody nearer, after which a search is over. Measured by `sim.reach`: 100 % of the
 queries find a top-10 peer of 10 000 and 99.5 % among 100 000, in 5.2 and 6.3 hops; with 2 it is 98.6 % of
@@ -75,7 +79,7 @@ def arrive(
         if peer not in excluded
     ]
     nearer = any(lead.similarity > before for lead in kept)
-    return Search(tuple(_best(kept, most, tie)), 0 if nearer else search.stale + 1)
+    return Search(tuple(_best(kept, most, tie)), 0 if nearer else min(_STALE_MAX, search.stale + 1))
 
 
 def forget(search: Search, peer: PeerId) -> Search:

@@ -1,8 +1,8 @@
 """What this peer adds to a query's search: the peers that it knows near to the query, and what each is worth.
 
-Wanted only where there are more peers than anybody knows: elsewhere the peer that was asked knows the best. A
-query of a zone is planned where it was asked alone, and carries no vector: it is never searched for. It knows
-records and members; where the query goes is `search`'s rule, and who serves it `routing`'s.
+Wanted only where there are more peers than anybody knows: elsewhere the peer that was asked knows the best.
+A query of a zone is never searched for, as it would be seen on the way, and of any other those hear nothing who
+may not see it. It knows records and members; where the query goes is `search`'s rule, who serves it `routing`'s.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from p2pmesh.protocol.gossip import Gossip
 from p2pmesh.protocol.membership import Membership
 from p2pmesh.protocol.overlay import Places, places
 from p2pmesh.protocol.routing import Scored
-from p2pmesh.protocol.search import PATIENCE, arrive, following, forget, leads_of
+from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX, PATIENCE, arrive, following, forget, leads_of
 from p2pmesh.query import Lead, Query, Search
 from p2pmesh.record import GENERAL, NOBODY, Capability, PeerId, PeerRecord
 
-ADDRESSES_MAX = 2
-"""Addresses told of one lead: a query carries 16. A guess."""
+_ENDLESS = 256
+"""More than a search ever grows stale."""
 
 
 class Seeking:
@@ -38,12 +38,12 @@ class Seeking:
         self._gossip = gossip
         self._weigh = weigh
         self._places: tuple[tuple[object, ...], Places] | None = None
-        """Where all stand whom this peer can name, and as of when."""
+        """Where all stand who live and may see, and as of when; who of them is in reach changes too often."""
 
     def wanted(self, query: Query) -> bool:
         """Return whether somebody better may be found by asking further."""
         return (
-            (self._membership.partial or query.search is not None)
+            self._membership.partial
             and query.target == NOBODY
             and query.vector is not None
             and query.zone == GENERAL
@@ -56,9 +56,11 @@ class Seeking:
         assert query.vector is not None, "there is nothing to search by"
         visited = [hop.peer for hop in query.path]
         where = self._where(query.space, len(query.vector))
-        known = leads_of(query.vector, where, {*barred, *visited}, tie=query.id)
+        away = {peer for peer in where.peers if peer != self._me and not self._membership.can_reach(peer)}
+        known = leads_of(query.vector, where, {*barred, *visited, *away}, tie=query.id)
+        told = query.search or Search()
         search = arrive(
-            query.search or Search(),
+            replace(told, leads=tuple(lead for lead in told.leads if self._may_see(lead.peer))),
             self._worth(query, known),
             self._me,
             visited=visited,
@@ -67,7 +69,7 @@ class Seeking:
         )
         while True:
             found = any(lead.work_s is not None for lead in search.leads)
-            lead = following(search, query.hops_left, PATIENCE if found else query.hops_left + search.stale)
+            lead = following(search, query.hops_left, PATIENCE if found else _ENDLESS)
             if lead is None or self._in_reach(lead):
                 return search, lead
             search = forget(search, lead.peer)
@@ -82,9 +84,15 @@ class Seeking:
             and (lead.expanded or (lead.addresses and lead.peer not in self._gossip.records))
         ]
 
+    def _may_see(self, peer: PeerId) -> bool:
+        """Whether `peer` may be shown a query of no zone, as far as is known here."""
+        signed = self._gossip.records.get(peer)
+        return bool(peer) and (signed is None or GENERAL in signed.record.capability.zones)
+
     def _in_reach(self, lead: Lead) -> bool:
-        known = lead.peer in self._membership.members
-        return self._membership.can_reach(lead.peer) if known else bool(lead.addresses)
+        if lead.peer in self._membership.members:
+            return self._membership.can_reach(lead.peer)
+        return bool(lead.addresses) and self._membership.may_dial_strangers
 
     def _worth(self, query: Query, leads: list[Lead]) -> list[Lead]:
         best: dict[PeerId, Scored] = {}
@@ -93,7 +101,7 @@ class Seeking:
                 best.setdefault(row.peer, row)
         worth = []
         for lead in leads:
-            addresses = self._record(lead.peer).addresses[:ADDRESSES_MAX]
+            addresses = self._record(lead.peer).addresses[:LEAD_ADDRESSES_MAX]
             row_of = best.get(lead.peer)
             work_s, value = (None, 0.0) if row_of is None else (row_of.work_s, row_of.quality)
             if row_of is not None and lead.peer == self._me:
@@ -115,7 +123,7 @@ class Seeking:
         if self._places is None or self._places[0] != as_of:
             pool: list[tuple[PeerId, Capability]] = [(self._me, self._gossip.me.record.capability)]
             for peer, signed in self._gossip.records.items():
-                if self._membership.is_alive(peer) and self._membership.can_reach(peer):
+                if self._membership.is_alive(peer) and self._may_see(peer):
                     pool.append((peer, signed.record.capability))
             self._places = as_of, places(pool, space, dimensions)
         return self._places[1]

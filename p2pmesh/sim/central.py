@@ -75,8 +75,10 @@ class Central:
     def table(self, query: Query, backlogs: list[Backlog]) -> tuple[Scored, ...]:
         """Return the peers as routing scores them, best first."""
         candidates = [
-            Candidate(name, name, its, backlog, 0.0, name)
-            for name, its, backlog in zip(self.names, self.capabilities, backlogs, strict=True)
+            Candidate(name, name, its, backlog, 0.0, name, local.held, local.pace)
+            for name, its, backlog, local in zip(
+                self.names, self.capabilities, backlogs, self._locals, strict=True
+            )
         ]
         return score(query, PeerId(""), candidates, self._estimates, self.config.routing)
 

@@ -220,15 +220,17 @@ class Judge:
         """`CONVERGE_S` after the last fault."""
         for ident in sorted(nodes):
             membership = nodes[ident].machine.membership
-            known = {peer for peer in membership.members if membership.is_alive(peer)} | {ident}
+            if dead := membership.links.keys() - nodes.keys():
+                raise Violation(f"{ident} is still linked to {min(dead)}")
+            if nameless := membership.links.keys() - membership.members.keys():
+                raise Violation(f"{ident} does not know who {min(nameless)} is")
             if membership.partial:  # nobody knows all there are, and whoever is not linked is not probed
-                known = {peer for peer in known if peer in membership.links}
-                if not known:
+                if not membership.links:
                     raise Violation(f"{ident} is alone")
+                continue
+            known = {peer for peer in membership.members if membership.is_alive(peer)} | {ident}
             if ghosts := known - nodes.keys():
                 raise Violation(f"{ident} still takes {min(ghosts)} for alive")
-            if membership.partial:
-                continue
             if missing := nodes.keys() - known:
                 raise Violation(f"{ident} does not know {min(missing)}")
 

@@ -182,6 +182,10 @@ def test_a_ghost_or_a_stranger_at_the_end_fails() -> None:
     world = met(3)
     world.judge.settled(world.nodes)
     rest = {ident: node for ident, node in world.nodes.items() if ident != world.peer(2)}
+    with pytest.raises(Violation, match="p0 is still linked to p2"):
+        world.judge.settled(rest)
+    for ident in rest:
+        rest[ident].machine.membership.links.pop(world.peer(2), None)
     with pytest.raises(Violation, match="p0 still takes p2 for alive"):
         world.judge.settled(rest)
     world.add(Spec())
@@ -195,8 +199,12 @@ def test_where_nobody_knows_all_a_ghost_among_the_links_fails_and_so_does_being_
         node.machine.membership.partial = True
     world.judge.settled(world.nodes)
     rest = {ident: node for ident, node in world.nodes.items() if ident != world.peer(2)}
-    with pytest.raises(Violation, match="p0 still takes p2 for alive"):
+    with pytest.raises(Violation, match="p0 is still linked to p2"):
         world.judge.settled(rest)
+    gone = world.nodes[world.peer(0)].machine.membership.members.pop(world.peer(2))
+    with pytest.raises(Violation, match="p0 does not know who p2 is"):
+        world.judge.settled(world.nodes)
+    world.nodes[world.peer(0)].machine.membership.members[gone.id] = gone
     world.nodes[world.peer(0)].machine.membership.links.clear()
     with pytest.raises(Violation, match="p0 is alone"):
         world.judge.settled(world.nodes)

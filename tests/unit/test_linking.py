@@ -233,7 +233,7 @@ def test_one_that_has_no_room_for_us_is_neither_suspected_nor_dialled_for_a_whil
 def test_what_a_stranger_has_no_room_for_changes_nothing() -> None:
     on = Bench()
     on.handle(e.Connected(A))
-    assert on.say(A, m.Part()) == []
+    assert on.say(A, m.Part()) == [e.Hangup(A)]
     assert A not in on.machine.membership.members
 
 
@@ -321,8 +321,9 @@ def test_links_are_told_who_is_near_to_them_instead_of_what_is_known() -> None:
     told = [announce.lines for announce in sent(effects, m.Announce, A)]
     assert told
     for lines in told:
-        assert {line.id for line in lines[:2]} == {"e1", "e2"}
-        assert len(lines) <= OFFERED + 8
+        assert [line.id for line in lines[:1]] == [ME]
+        assert {line.id for line in lines[1:3]} == {"e1", "e2"}
+        assert len(lines) <= OFFERED + 9
 
 
 def test_where_there_is_room_again_sums_are_compared_again() -> None:
@@ -333,3 +334,26 @@ def test_where_there_is_room_again_sums_are_compared_again() -> None:
         membership.forget(peer)
     assert not membership.partial
     assert sent(on.wait(12.0), m.Digest)
+
+
+def test_where_sums_are_not_compared_a_new_link_hears_who_we_are() -> None:
+    on = crowded(*(PeerId(f"x{i}") for i in range(40)))
+    [told] = sent(on.handle(e.Connected(B)), m.Announce, B)
+    assert [line.id for line in told.lines] == [ME]
+
+
+def test_one_that_was_declined_and_then_linked_is_known_after_all() -> None:
+    on = crowded(*(PeerId(f"x{i}") for i in range(40)))
+    far = next(iter(on.machine.gossip._declined))
+    line = m.Announce((m.Line(far, V1, 1),))
+    assert not sent(on.say(A, line), m.Pull)
+    on.handle(e.Connected(far))
+    assert sent(on.say(far, line), m.Pull)
+    on.say(far, m.Records((signed(far, addresses=ADDRESS),)))
+    assert far in on.machine.membership.members
+
+
+def test_a_silent_link_that_never_said_who_it_is_is_ended() -> None:
+    on = Bench()
+    on.handle(e.Connected(A))
+    assert A in [hangup.peer for hangup in of(on.wait(30.0), e.Hangup)]

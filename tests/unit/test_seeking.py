@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2pmesh.config import Config, Membership
+from p2pmesh.config import Config, Membership, Net
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.seeking import ADDRESSES_MAX
-from p2pmesh.query import Accepted, Hop, Lead, Query, Search
+from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX
+from p2pmesh.query import Accepted, Chunk, Hop, Lead, Query, Search
 from p2pmesh.record import GENERAL, Capability, PeerId, Skill, Vector, quantise
 from tests.machines import ABLE, ME, MODEL, A, B, Bench, C, D, of, query, sent, signed
 
@@ -75,7 +75,7 @@ def test_it_goes_to_the_nearest_that_is_known_and_carries_what_is_known() -> Non
         (ME, True),
     ]
     near = passed.search.leads[0]
-    assert near.addresses == ADDRESS[:ADDRESSES_MAX]
+    assert near.addresses == ADDRESS[:LEAD_ADDRESSES_MAX]
     assert near.work_s is not None
     assert near.quality > passed.search.leads[2].quality
 
@@ -220,3 +220,77 @@ def test_one_that_does_not_stand_in_the_query_s_space_searches_on_for_it() -> No
     assert to == B
     assert passed.search is not None
     assert passed.search.stale == 1
+
+
+# -- what a hostile query must not do -----------------------------------------------------------------
+
+
+def test_however_stale_it_says_to_be_what_goes_on_can_be_read() -> None:
+    on = bench(90, near=10)
+    search = replace(leads((B, 5), work_s=None), stale=255)
+    _, passed = onward(linked(on, on.say(A, m.Forward(asked(model="rare", search=search)))))
+    assert passed.search is not None
+    assert passed.search.stale == 255
+
+
+def test_whoever_may_not_see_it_is_not_asked_and_neither_is_a_lead_told_by_others() -> None:
+    on = bench(90, far=60)
+    red = standing(0, zones=("red",))
+    on.say(A, m.Records((signed(B, capability=red, addresses=ADDRESS),)))
+    to, passed = onward(linked(on, on.say(A, m.Forward(asked(search=leads((B, 0)))))))
+    assert to == "far"
+    assert passed.search is not None
+    assert B not in [lead.peer for lead in passed.search.leads]
+
+
+def test_strangers_are_not_dialled_by_one_that_keeps_to_whom_it_was_told() -> None:
+    config = Config(membership=Membership(members_max=8), net=Net(dial_discovered=False))
+    on = Bench(standing(90), config)
+    on.link(A)
+    on.machine.membership.partial = True
+    effects = on.say(A, m.Forward(asked(search=leads((STRANGER, 0)))))
+    assert not of(effects, e.Dial)
+    assert of(effects, e.Generate)
+
+
+def test_where_everybody_is_known_a_query_brings_no_search_in() -> None:
+    on = bench(90)
+    on.machine.membership.partial = False
+    effects = on.say(A, m.Forward(asked(search=leads((STRANGER, 0)))))
+    assert not of(effects, e.Dial)
+    assert of(effects, e.Generate)
+
+
+def test_without_room_for_a_link_hundreds_of_leads_are_one_decision() -> None:
+    config = Config(membership=Membership(members_max=600, links_max=2, links_far=1))
+    on = Bench(standing(90), config)
+    on.link(A, B, C, D)
+    for number in range(500):
+        its = signed(PeerId(f"n{number}"), capability=standing(number % 80), addresses=ADDRESS)
+        on.say(A, m.Records((its,)))
+    on.machine.membership.partial = True
+    for number, peer in enumerate((A, B, C, D)):  # a query through each link, so that none can be spared
+        on.say(peer, m.Forward(query(10 + number, origin=peer, path=(Hop(peer, peer, ""),))))
+    for number in (1, 2):
+        effects = on.say(A, m.Forward(asked(id=query(number).id)))
+        assert of(effects, e.Generate) or sent(effects, m.Accept) or sent(effects, m.Refuse)
+
+
+def test_a_link_that_comes_up_is_seen_at_once() -> None:
+    on = bench(90, far=60)
+    on.say(A, m.Records((signed(B, capability=standing(0)),)))  # no address: it cannot be dialled
+    assert "far" in on.machine.explain(asked()).explain()
+    on.handle(e.Connected(B))
+    assert (
+        "peer b" in on.machine.explain(asked()).explain() or "to b" in on.machine.explain(asked()).explain()
+    )
+
+
+def test_once_a_token_has_come_nobody_gives_it_back() -> None:
+    on = bench(60, near=10)
+    to, passed = onward(linked(on, on.say(A, m.Forward(asked()))))
+    on.say(to, m.Accept(passed.id, 0, True))
+    on.say(to, m.Tokens(Chunk(passed.id, 0, 0, (1,), "x")))
+    effects = on.say(to, m.Refuse(passed.id, 0, Reason.NO_ROUTE, "back", best=ME))
+    assert not of(effects, e.Generate)
+    assert sent(effects, m.Error, A)
