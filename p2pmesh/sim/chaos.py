@@ -131,7 +131,9 @@ def _config(peers: int, seed: int) -> Config:
     few = max(4, peers // 3)
     membership = Membership(links_max=few, links_far=few // 3) if seed % 2 else Membership()
     if seed % 4 == 3:
-        membership = Membership(members_max=max(6, peers // 2), links_max=few // 2 + 2, links_far=2)
+        known = max(6, peers // 2)  # room for all links among them, or a link would be nobody
+        links = min(few // 2 + 2, known // 2)
+        membership = Membership(members_max=known, links_max=links, links_far=links // 3)
     # Attempts are remembered for longer than a lost way is looked for, or one comes to the same peer again.
     return Config(membership=membership, relay=Relay(seen_max=64, flights_max=48, waiting_max=12))
 
