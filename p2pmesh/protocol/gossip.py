@@ -340,6 +340,8 @@ class Gossip:
         self._digest_last = now
         if links:
             peer = self._new.pop(0) if self._new else self._rng.choice(sorted(links))
+            for nameless in sorted(links.keys() - self._membership.members.keys()):
+                self._out.append(Send(nameless, Pull((nameless,))))
             if self._membership.partial:
                 self._exchange(peer)
             else:

@@ -62,8 +62,7 @@ class Machine:
         self._config = config
         self._out: list[e.Effect] = []
         record = PeerRecord(me, Version(epoch, 1), name)
-        self._now = now
-        self._deadline = now
+        self._now = self._deadline = now
         self._promised = math.inf
         """The deadline that the host was told; whoever comes later was away. None yet."""
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
@@ -395,7 +394,8 @@ class Machine:
         feasible = [row for row in rows if row.why_not is None]
         there = next((row for row in feasible if row.peer == peer and row.next_hop == peer), None)
         here = next((row for row in feasible if row.peer == self.me), None)
-        if there is None or here is None or here.continues > there.continues:
+        room = len(query.path) < self._config.limits.hops_max
+        if there is None or here is None or here.continues > there.continues or not room:
             return None
         return there, here.j_s - there.j_s
 

@@ -14,7 +14,7 @@ from p2pmesh.sim.detect import detect_command
 from p2pmesh.sim.faults import Faults
 from p2pmesh.sim.oracle import oracle_command
 from p2pmesh.sim.reach import reach_command
-from p2pmesh.sim.report import Report, report
+from p2pmesh.sim.report import ABOVE_0, SHARE, Report, report
 from p2pmesh.sim.traffic import bytes_command
 from p2pmesh.sim.world import Spec, World
 
@@ -53,11 +53,19 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--peers", default=10, show_default=True, help="How many peers.")
-@click.option("--seconds", default=60.0, show_default=True, help="Virtual seconds of queries and faults.")
-@click.option("--rate", default=2.0, show_default=True, help="Queries a second, mesh-wide.")
-@click.option("--loss", default=0.0, show_default=True, help="Share of frames that are lost.")
-@click.option("--fault-s", default=0.0, show_default=True, help="Seconds between faults; 0: none.")
+@click.option("--peers", default=10, show_default=True, type=click.IntRange(2), help="How many peers.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=ABOVE_0, help="Virtual seconds of queries and faults."
+)
+@click.option("--rate", default=2.0, show_default=True, type=ABOVE_0, help="Queries a second, mesh-wide.")
+@click.option("--loss", default=0.0, show_default=True, type=SHARE, help="Share of frames that are lost.")
+@click.option(
+    "--fault-s",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds between faults; 0: none.",
+)
 @click.option("--seed", default=1, show_default=True, help="Equal seeds tell equal stories.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(

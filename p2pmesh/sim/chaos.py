@@ -21,6 +21,7 @@ from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.sim.faults import Faults
 from p2pmesh.sim.judge import CONVERGE_S, Asking, Violation
 from p2pmesh.sim.mutants import MUTANTS
+from p2pmesh.sim.report import ABOVE_0
 from p2pmesh.sim.story import Story
 from p2pmesh.sim.world import Spec, World
 
@@ -271,9 +272,15 @@ def command_of(setting: Setting, seed: int) -> str:
 
 @click.command("chaos")
 @click.option("--peers", default=30, show_default=True, type=click.IntRange(4), help="How many peers.")
-@click.option("--seconds", default=20.0, show_default=True, help="Virtual seconds of faults in each world.")
-@click.option("--rate", default=4.0, show_default=True, help="Queries a second, mesh-wide.")
-@click.option("--fault-s", default=1.0, show_default=True, help="Seconds between faults.")
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    type=ABOVE_0,
+    help="Virtual seconds of faults in each world.",
+)
+@click.option("--rate", default=4.0, show_default=True, type=ABOVE_0, help="Queries a second, mesh-wide.")
+@click.option("--fault-s", default=1.0, show_default=True, type=ABOVE_0, help="Seconds between faults.")
 @click.option("--seeds", default=100, show_default=True, type=click.IntRange(1), help="How many worlds.")
 @click.option("--seed", default=1, show_default=True, help="The first of them.")
 @click.option("--mutant", default="", type=click.Choice(["", *MUTANTS]), help="A planted bug, to be found.")
@@ -281,7 +288,8 @@ def command_of(setting: Setting, seed: int) -> str:
 @click.option("--story", "told", is_flag=True, help="Tell what happens, event by event.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def chaos_command(seeds: int, seed: int, listed: bool, told: bool, as_json: bool, **setting: object) -> None:
-    """Break everything at once and look for one broken law."""
+    """Break everything at once and look for one broken law; exit 1 where there is one, or where a planted bug
+    was not found."""
     if listed:
         for name, mutant in MUTANTS.items():
             click.echo(f"{name:20} {mutant.what}")
@@ -310,7 +318,9 @@ def chaos_command(seeds: int, seed: int, listed: bool, told: bool, as_json: bool
     }
     if as_json:
         click.echo(json.dumps(summary))
-        return
-    for name, value in summary.items():
-        if name != "broken":
-            click.echo(f"{name:12} {value}")
+    else:
+        for name, value in summary.items():
+            if name != "broken":
+                click.echo(f"{name:12} {value}")
+    if bool(broken) != bool(kind.mutant):  # a planted bug is there to be found
+        raise SystemExit(1)

@@ -17,7 +17,7 @@ import click
 
 from p2pmesh.sim import arrivals as workload
 from p2pmesh.sim.judge import Asking
-from p2pmesh.sim.report import percentile
+from p2pmesh.sim.report import ABOVE_0, percentile
 from p2pmesh.sim.world import World
 
 TOPICS = 8
@@ -39,8 +39,9 @@ class Row:
     asked: int
     served: float
     """Share that ended well."""
-    p50_s: float
-    p99_s: float
+    p50_s: float | None
+    """None where none was served."""
+    p99_s: float | None
     resumed: int
     """Answers that more than one peer wrote."""
     lost: dict[str, int] = field(default_factory=dict)
@@ -117,8 +118,8 @@ def _row(askings: Sequence[Asking]) -> Row:
     return Row(
         asked=len(askings),
         served=len(served) / max(1, len(askings)),
-        p50_s=round(percentile(times, 0.5), 3),
-        p99_s=round(percentile(times, 0.99), 3),
+        p50_s=round(percentile(times, 0.5), 3) if times else None,
+        p99_s=round(percentile(times, 0.99), 3) if times else None,
         resumed=sum(len({chunk.attempt for chunk in a.chunks}) > 1 for a in served),
         lost=dict(sorted(lost.items())),
     )
@@ -129,8 +130,12 @@ def _row(askings: Sequence[Asking]) -> Row:
 @click.option(
     "--fraction", default=0.3, show_default=True, type=click.FloatRange(0, 0.9), help="Share that dies."
 )
-@click.option("--before-s", default=60.0, show_default=True, help="Virtual seconds of load before it.")
-@click.option("--after-s", default=120.0, show_default=True, help="Virtual seconds of load after it.")
+@click.option(
+    "--before-s", default=60.0, show_default=True, type=ABOVE_0, help="Virtual seconds of load before it."
+)
+@click.option(
+    "--after-s", default=120.0, show_default=True, type=ABOVE_0, help="Virtual seconds of load after it."
+)
 @click.option("--seed", default=1, show_default=True, help="Equal seeds, equal results.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def crash_command(
@@ -145,6 +150,6 @@ def crash_command(
     rows = {"in flight": result.in_flight, "minute after": result.minute_after, "later": result.later}
     for name, row in rows.items():
         click.echo(
-            f"{name:14} {row.asked:6} asked, {row.served:8.4%} served, p50 {row.p50_s:.1f} s,"
-            f" p99 {row.p99_s:.1f} s, {row.resumed} resumed, lost {row.lost}"
+            f"{name:14} {row.asked:6} asked, {row.served:8.4%} served, p50 {row.p50_s} s,"
+            f" p99 {row.p99_s} s, {row.resumed} resumed, lost {row.lost}"
         )

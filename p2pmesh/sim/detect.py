@@ -16,7 +16,7 @@ import click
 from p2pmesh.config import Config
 from p2pmesh.protocol.messages import Status
 from p2pmesh.record import PeerId
-from p2pmesh.sim.report import percentile
+from p2pmesh.sim.report import SHARE, percentile
 from p2pmesh.sim.wire import Weather
 from p2pmesh.sim.world import Spec, World
 
@@ -182,8 +182,10 @@ def detect(
 
 @click.command("detect")
 @click.option("--peers", default=128, show_default=True, type=click.IntRange(3), help="How many peers.")
-@click.option("--loss", default=0.2, show_default=True, help="Share of frames that are lost.")
-@click.option("--stalled", default=0.0, show_default=True, help="Share of peers stopped half of the time.")
+@click.option("--loss", default=0.2, show_default=True, type=SHARE, help="Share of frames that are lost.")
+@click.option(
+    "--stalled", default=0.0, show_default=True, type=SHARE, help="Share of peers stopped half of the time."
+)
 @click.option("--kills", default=8, show_default=True, type=click.IntRange(0), help="How many die.")
 @click.option("--seed", default=1, show_default=True, help="Equal seeds tell equal stories.")
 @click.option("--verdicts", is_flag=True, help="Also say who buried whom, and when.")
@@ -192,6 +194,9 @@ def detect_command(
     peers: int, loss: float, stalled: float, kills: int, seed: int, verdicts: bool, as_json: bool
 ) -> None:
     """How soon are the dead known, and how seldom are the living taken for dead?"""
+
+    if kills > peers - 2:
+        raise click.BadParameter(f"of {peers} peers at most {peers - 2} may die", param_hint="--kills")
 
     def say(at: float, observer: PeerId, buried: PeerId) -> None:
         click.echo(f"{at:9.2f} s  {observer} buries {buried}", err=as_json)

@@ -16,7 +16,7 @@ from p2pmesh.config import Config
 from p2pmesh.sim import arrivals as workload
 from p2pmesh.sim import central
 from p2pmesh.sim.arrivals import Arrival
-from p2pmesh.sim.report import percentile
+from p2pmesh.sim.report import ABOVE_0, percentile
 from p2pmesh.sim.world import Spec, World
 
 TOPICS = 8
@@ -174,7 +174,11 @@ def compare(
 @click.command("oracle")
 @click.option("--peers", default=30, show_default=True, type=click.IntRange(2), help="How many peers.")
 @click.option(
-    "--load", default=0.8, show_default=True, help="Share of what the peers can do that is asked for."
+    "--load",
+    default=0.8,
+    show_default=True,
+    type=ABOVE_0,
+    help="Share of what the peers can do that is asked for.",
 )
 @click.option("--seeds", default=4, show_default=True, type=click.IntRange(1), help="How many worlds.")
 @click.option("--seed", default=1, show_default=True, help="The first of them.")

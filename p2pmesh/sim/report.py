@@ -7,7 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import click
+
 from p2pmesh.sim.world import World
+
+ABOVE_0 = click.FloatRange(min=0.0, min_open=True)
+"""What seconds, rates and loads must be."""
+SHARE = click.FloatRange(0.0, 1.0)
 
 
 @dataclass(frozen=True)

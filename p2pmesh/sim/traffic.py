@@ -16,6 +16,7 @@ from random import Random
 
 import click
 
+from p2pmesh.sim.report import ABOVE_0
 from p2pmesh.sim.world import Spec, World
 
 ASK_EVERY_S = 10.0
@@ -88,12 +89,16 @@ def _spec(number: int, rng: Random) -> Spec:
 
 @click.command("bytes")
 @click.option("--peers", default="30,300,1000", show_default=True, help="Sizes of the meshes, with commas.")
-@click.option("--seconds", default=20.0, show_default=True, help="Virtual seconds that are counted.")
+@click.option(
+    "--seconds", default=20.0, show_default=True, type=ABOVE_0, help="Virtual seconds that are counted."
+)
 @click.option("--seed", default=1, show_default=True, help="Equal seeds, equal results.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bytes_command(peers: str, seconds: float, seed: int, as_json: bool) -> None:
     """Count what the mesh itself costs, by kind of message."""
-    sizes = [int(size) for size in peers.split(",")]
+    sizes = [int(size) if size.strip().isdecimal() else 0 for size in peers.split(",")]
+    if min(sizes) < 2:
+        raise click.BadParameter("sizes of 2 and more, with commas: 30,300", param_hint="--peers")
     results = [traffic(size, seconds, seed) for size in sizes]
     if as_json:
         click.echo(json.dumps({"ask_every_s": ASK_EVERY_S, "meshes": [asdict(r) for r in results]}))

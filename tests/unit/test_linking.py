@@ -357,3 +357,10 @@ def test_a_silent_link_that_never_said_who_it_is_is_ended() -> None:
     on = Bench()
     on.handle(e.Connected(A))
     assert A in [hangup.peer for hangup in of(on.wait(30.0), e.Hangup)]
+
+
+def test_a_link_whose_record_was_lost_is_asked_for_it() -> None:
+    on = Bench()
+    on.link(A)
+    on.handle(e.Connected(B))
+    assert m.Pull((B,)) in sent(on.wait(12.0), m.Pull, B)

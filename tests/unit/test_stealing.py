@@ -211,3 +211,12 @@ def test_what_was_given_counts_against_the_thief_s_next_request() -> None:
     for _ in range(40):
         gifts += given(on.say(A, m.Steal()))
     assert 1 < len(gifts) < 25  # until it would have no less to do than we
+
+
+def test_a_query_whose_path_is_full_stays_or_what_goes_on_could_not_be_read() -> None:
+    on = loaded()
+    on.link(B, capability=UNABLE)
+    path = tuple(Hop(PeerId(f"p{i}"), "p", "") for i in range(on.config.limits.hops_max))
+    for number, way in ((1, path), (2, path[:-1])):
+        on.say(B, m.Forward(replace(waits(number), origin=B, path=way, hops_left=0)))
+    assert [q.id for _, q in given(on.say(A, m.Steal()))] == [query(2).id]
