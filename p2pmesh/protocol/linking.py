@@ -128,9 +128,8 @@ class Linking:
             kept = min(NEAR_KEPT, self._config.members_max // 8)
             near = [ident for ident, cosine in close.items() if cosine > 0.0]
             nearest = set(heapq.nlargest(kept, near, key=lambda ident: (close[ident], ident)))
-            away = [ident for ident in close if ident not in nearest] or sorted(close, key=close.__getitem__)[
-                :1
-            ]
+            away = [ident for ident in close if ident not in nearest]
+            away = away or sorted(close, key=close.__getitem__)[:1]  # all are near: the least of them
         victim = shuffled(self._me, away)[-1] if away else record.id
         if victim == record.id:
             return False
