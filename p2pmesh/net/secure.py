@@ -189,7 +189,11 @@ class Connection:
                 for at in range(0, len(data), WRITE_BYTES):
                     await self._stream.write(data[at : at + WRITE_BYTES])
         except Exception as error:
-            raise _network_error("write failed", error) from error
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> NetworkError:
+        """Say why a write failed: where we ended the connection, that it is closed is only what follows."""
+        return NetworkError(self._why_ended) if self._why_ended else _network_error("write failed", error)
 
     def abort(self, why: str = "") -> None:
         """End it at once, from anywhere. Whatever reads or writes on it raises NetworkError. Never blocks."""
@@ -216,7 +220,7 @@ class Connection:
             with trio.CancelScope(shield=True):
                 await self._stream.send_window_update(credit)
         except Exception as error:
-            raise _network_error("write failed", error) from error
+            raise self._unwritten(error) from error
 
     async def _read_bounded(self, length: int) -> bytes:
         """Read the body of a frame of yamux, or end the connection where too much would be held."""

@@ -14,6 +14,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from p2pmesh.config import Net
+from p2pmesh.errors import NetworkError
 from p2pmesh.net.framing import frame
 from p2pmesh.net.host import DialFailed, FrameReceived, LinkDown, LinkUp, Priority
 from p2pmesh.net.secure import PROTOCOL, UNREAD_BYTES_MAX
@@ -252,6 +253,19 @@ async def test_why_a_link_ended_is_not_what_an_earlier_stream_did():
         down = await a.receive()
         assert isinstance(down, LinkDown)
         assert "more than its windows" in down.detail
+
+
+async def test_why_a_link_ended_is_told_by_a_write_that_met_the_end_first():
+    """A busy machine's writer noticed before the reader: "Stream is closed" was told as the cause."""
+    async with hosts(1) as (a,), stranger() as other:
+        stream = await _our_stream(other, a)
+        await stream.write(_greeting(other, a))
+        up = await a.receive()
+        assert isinstance(up, LinkUp)
+        carrier = a._links[up.peer]._stream
+        carrier.abort("it sent more than its windows")
+        with pytest.raises(NetworkError, match="more than its windows"):
+            await carrier.write(b"late")
 
 
 async def test_a_stream_beside_the_link_is_refused_without_a_word():
