@@ -356,6 +356,8 @@ class Membership:
         if update.status is Status.SUSPECT:
             self._suspect(member, now)
             member.evidence = max(member.evidence, TOLD_AT)
+            if update.id in self.links:
+                self._prober.look(update.id, now, suspected=True)  # who is accused clears itself soonest so
         else:
             member.expires = now + self._config.tombstone_s
             member.was_linked = False

@@ -173,11 +173,12 @@ class Prober:
             self._order = sorted(self._links)
             self._rng.shuffle(self._order)
         if self._order:
-            self._look(self._order.pop(), now, suspected=False)
+            self.look(self._order.pop(), now, suspected=False)
         for target in self._suspects():
-            self._look(target, now, suspected=True)
+            self.look(target, now, suspected=True)
 
-    def _look(self, target: PeerId, now: float, suspected: bool) -> None:
+    def look(self, target: PeerId, now: float, suspected: bool) -> None:
+        """Probe a link, unless one of our own probes of it runs."""
         if not any(p.target == target and p.asked_by is None for p in self._probes):
             self.ping(target, now, direct=self._config.direct_tries, suspected=suspected)
 
