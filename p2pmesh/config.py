@@ -400,6 +400,8 @@ class Config:
     def __post_init__(self) -> None:
         names = {"name": self.name} | {f"skills.name {s.name!r}": s.name for s in self.skills}
         for key, name in names.items():
+            if not name.isprintable():
+                raise ConfigError(f"{key} holds characters that cannot be printed: {name!r}")
             if (length := len(name.encode("utf-8", "replace"))) > self.limits.name_bytes_max:
                 most = f"{self.limits.name_bytes_max} (limits.name_bytes_max)"
                 raise ConfigError(f"{key} is {length} bytes long, at most {most}")

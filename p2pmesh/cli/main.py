@@ -16,6 +16,8 @@ import click
 from p2pmesh.cli import client
 from p2pmesh.cli.up import up
 
+_STDIN_BYTES_MAX = 2**20
+"""As `http.body_bytes_max`: what is longer no peer takes."""
 _CODES = {"model_not_found": 4, "deadline_exceeded": 5}
 
 
@@ -82,7 +84,20 @@ def _verb(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@main.command()
+class _Prompted(click.Command):
+    """Says how to write a prompt that begins with a dash."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse. Raises UsageError."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            raise click.UsageError(
+                f"no option {exc.option_name}; if it belongs to the prompt, put -- before the prompt", ctx
+            ) from None
+
+
+@main.command(cls=_Prompted)
 @_verb
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
@@ -100,7 +115,7 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask the mesh. The answer goes to stdout as it comes. PROMPT may be -, to read it from stdin."""
-    text = sys.stdin.read() if prompt == ("-",) else " ".join(prompt)
+    text = _stdin() if prompt == ("-",) else " ".join(prompt)
     if not text.strip():
         raise click.UsageError("the prompt is empty")
     body: dict[str, Any] = {
@@ -112,7 +127,14 @@ def ask(
     for name, value in (("max_tokens", max_tokens), ("temperature", temperature)):
         if value is not None:
             body[name] = value
-    answer: dict[str, Any] = {"text": "", "served_by": "", "path": [], "model": model, "usage": None}
+    answer: dict[str, Any] = {
+        "id": "",
+        "text": "",
+        "served_by": "",
+        "path": [],
+        "model": model,
+        "usage": None,
+    }
     base = client.find(url, state)
     try:
         for event in client.events(base, "/v1/chat/completions", body):
@@ -131,10 +153,23 @@ def ask(
         click.echo(f"answered by {' > '.join(map(_printable, answer['path']))}", err=True)
 
 
+def _stdin() -> str:
+    """The prompt from stdin. Raises UsageError for what is no text, or too long for any peer."""
+    data = sys.stdin.buffer.read(_STDIN_BYTES_MAX + 1)
+    if len(data) > _STDIN_BYTES_MAX:
+        raise click.UsageError(f"the prompt on stdin is longer than {_STDIN_BYTES_MAX} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(
+            f"the prompt on stdin is not UTF-8: byte {exc.start} is {data[exc.start]:#04x}"
+        ) from None
+
+
 def _take(answer: dict[str, Any], event: dict[str, Any]) -> None:
     """Keep what an event tells beside its text."""
     answer["usage"] = event.get("usage", answer["usage"])
-    answer["model"] = event["model"]
+    answer["model"], answer["id"] = event["model"], event["id"]
     if "p2pmesh" in event:
         answer["path"] = [hop["name"] for hop in event["p2pmesh"]["path"]]
         answer["served_by"] = answer["path"][-1]
@@ -172,7 +207,7 @@ def peers(url: str | None, state: str, as_json: bool) -> None:
     _table([head, *map(_peer_row, told["peers"])])
 
 
-@main.command()
+@main.command(cls=_Prompted)
 @_verb
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")

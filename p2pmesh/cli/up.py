@@ -162,7 +162,8 @@ async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
         url = ""
         if config.http.bind:
             url = await stack.enter_async_context(open_gateway(peer, stop.set))
-        models = [model.name for model in peer.members()[0].capability.models]
+        able = peer.members()[0].capability
+        models = [model.name for model in able.models]
         told = {
             "id": peer.id,
             "name": peer.name,
@@ -179,5 +180,11 @@ async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
             click.echo(f"{peer.name} is up: {serves}; HTTP {url or 'off'}; join {' '.join(peer.addresses)}")
         if not all(address.startswith(_LOOPBACK) for address in peer.addresses):
             click.echo("p2pmesh: whoever can reach this peer can join: it has no mesh key yet", err=True)
+        if models and not able.space and config.embedder == "auto":
+            click.echo(
+                "p2pmesh: the embedder is missing, so this peer does not know what a prompt is about; "
+                "`python -m p2pmesh.engine.embedder` makes it",
+                err=True,
+            )
         ready.set()
         await stop.wait()

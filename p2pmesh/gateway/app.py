@@ -124,7 +124,7 @@ class _Door:
         self._requests -= 1
 
     async def root(self, request: Request) -> Response:
-        paths = ["/v1/models", "/v1/chat/completions", "/mesh/v1/status", "/mesh/v1/peers", "/healthz"]
+        paths = [route.path for route in request.app.routes]
         return JSONResponse({"p2pmesh": self._peer.name, "paths": paths})
 
     async def models(self, request: Request) -> Response:
@@ -180,13 +180,15 @@ class _Door:
         return JSONResponse({"decision": decision.kind.value, "why": decision.explain(), "table": rows})
 
     async def feedback(self, request: Request) -> Response:
-        """Take a rating of an answer given here. Of one not known, or rated already, nothing is learnt."""
+        """Take a rating of an answer given here."""
         body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
         try:
             said = msgspec.json.decode(body, type=_Feedback)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise openai.BadRequest(str(exc)) from None
-        self._peer.rate(QueryId(said.id.removeprefix("chatcmpl-")), said.rating)
+        if not self._peer.rate(QueryId(said.id.removeprefix("chatcmpl-")), said.rating):
+            text = f"no answer {said.id!r} awaits a rating: it was asked elsewhere, or long ago, or is rated"
+            return JSONResponse(openai.error(text, "not_found", 404, "id"), 404)
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:

@@ -30,7 +30,7 @@ class Answer:
     One task may iterate. What has not been read is kept, at most `max_tokens` of it.
     """
 
-    def __init__(self, query_id: QueryId, rate: Callable[[QueryId, float], None]) -> None:
+    def __init__(self, query_id: QueryId, rate: Callable[[QueryId, float], bool]) -> None:
         self.id = query_id
         self._rate = rate
         self.text = ""
@@ -93,10 +93,10 @@ class Answer:
             pass
         return self
 
-    def rate(self, outcome: float) -> None:
+    def rate(self, outcome: float) -> bool:
         """Say what the whole answer was worth, from 0, worthless, to 1; 0 too where it failed your own check.
-        Raises ValueError outside 0..1."""
-        self._rate(self.id, outcome)
+        Returns False before its end, and where it was rated already. Raises ValueError outside 0..1."""
+        return self._rate(self.id, outcome)
 
     def put(self, outcome: e.Deliver | e.Fail) -> None:
         """Take the next thing that came of the query. For the driver."""

@@ -132,14 +132,16 @@ class Peer:
         finally:
             self._driver.cancel(query.id)
 
-    def rate(self, query_id: QueryId, outcome: float) -> None:
+    def rate(self, query_id: QueryId, outcome: float) -> bool:
         """Say what an answer of this peer's was worth, from 0, worthless, to 1: who answers such queries next
-        is decided with it. `Answer.rate` does the same. Of a query that was not answered here, or long ago,
-        or rated before, nothing is learnt. Raises ValueError outside 0..1.
+        is decided with it. `Answer.rate` does the same. Returns False for a query that was not answered here,
+        or long ago, or rated before: then nothing is learnt. Raises ValueError outside 0..1.
         """
         if not 0.0 <= outcome <= 1.0:
             raise ValueError(f"a rating lies within 0..1, not {outcome!r}")
+        awaited = self._driver.machine.ratings.awaits(query_id)
         self._driver.feed(e.Rated(query_id, outcome))
+        return awaited
 
     async def explain(self, prompt: str, *, model: str = AUTO) -> Decision:
         """Return the decision this peer would take for `prompt`, without asking anybody. Raises EngineError

@@ -48,7 +48,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         if not _take(handle):
             raise StateLocked(
-                f"another peer uses {path}: stop it, or give this one a directory of its own with --state"
+                f"another peer uses {path}: stop it, or give this one a directory of its own (state, --state)"
             )
         yield
     finally:

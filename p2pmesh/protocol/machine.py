@@ -84,13 +84,13 @@ class Machine:
         self.loads = Loads(config, self._linking.load_set, self._out, now)
         queued, compare = self.loads.queued, self._compare
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
-        self._ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
+        self.ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
         self._parts = (
             self.membership,
             self._linking,
             self.gossip,
             self.loads,
-            self._ratings,
+            self.ratings,
             self.relay,
         )
 
@@ -112,7 +112,7 @@ class Machine:
         self.loads.own(self._local.load(now), now)
         self._linking.advance(now)
         self.loads.advance(now)
-        self._ratings.advance(now)
+        self.ratings.advance(now)
         self.gossip.advance(now)
         due = min([part.deadline for part in self._parts])
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
@@ -167,7 +167,7 @@ class Machine:
             case e.Cancelled():
                 self.relay.cancel(event.query_id, now)
             case e.Rated():
-                self._ratings.rated(event.query_id, event.outcome, now)
+                self.ratings.rated(event.query_id, event.outcome, now)
             case e.Embedded():
                 self.relay.embedded(event, self.gossip.me.record.capability.space, now)
             case e.Generated():
@@ -224,7 +224,7 @@ class Machine:
             case m.Cancel():
                 self.relay.on_cancel(peer, message, now)
             case m.Outcomes():
-                self._ratings.on_outcomes(peer, message)
+                self.ratings.on_outcomes(peer, message)
             case m.Steal():
                 self._stealing.on_steal(peer, now)
             case _:
@@ -242,7 +242,7 @@ class Machine:
             self.gossip.connected(peer, now)
             self.loads.connected(peer)
             self.relay.connected(peer, now)
-            self._ratings.connected(peer, now)
+            self.ratings.connected(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
         if peer in self.membership.links:
@@ -254,7 +254,7 @@ class Machine:
         self._linking.changed(now)
         self.gossip.disconnected(peer, now)
         self.loads.disconnected(peer)
-        self._ratings.disconnected(peer)
+        self.ratings.disconnected(peer)
 
     def _dial_failed(self, peer: PeerId, now: float) -> None:
         self.membership.dial_failed(peer, now)
@@ -312,7 +312,7 @@ class Machine:
         return None if signed is None else signed.record.capability
 
     def _answered(self, query: Query, ended: Ended) -> None:
-        self._ratings.answered(query, ended)
+        self.ratings.answered(query, ended)
 
     def _on_records(self, peer: PeerId, message: m.Records, now: float) -> None:
         before = {signed.record.id: self._minds(signed.record.id) for signed in message.records}

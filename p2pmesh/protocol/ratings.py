@@ -56,6 +56,10 @@ class Ratings:
         if len(self._answered) > ANSWERED_MAX:
             self._answered.popitem(last=False)
 
+    def awaits(self, query_id: QueryId) -> bool:
+        """Return whether a rating of that answer would be learnt from."""
+        return query_id in self._answered
+
     def rated(self, query_id: QueryId, outcome: float, now: float) -> None:
         """Whoever asked says what the answer was worth, 0..1. The first word counts."""
         known = self._answered.pop(query_id, None)

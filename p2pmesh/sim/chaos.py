@@ -9,6 +9,7 @@ the world has one planted bug, and a checker that does not find it proves nothin
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from random import Random
@@ -270,6 +271,12 @@ def command_of(setting: Setting, seed: int) -> str:
     )
 
 
+def _planted(_: click.Context, __: click.Parameter, name: str) -> str:
+    if name and name not in MUTANTS:
+        raise click.BadParameter(f"no mutant {name!r}; --mutants lists them")
+    return name
+
+
 @click.command("chaos")
 @click.option("--peers", default=30, show_default=True, type=click.IntRange(4), help="How many peers.")
 @click.option(
@@ -283,8 +290,8 @@ def command_of(setting: Setting, seed: int) -> str:
 @click.option("--fault-s", default=1.0, show_default=True, type=ABOVE_0, help="Seconds between faults.")
 @click.option("--seeds", default=100, show_default=True, type=click.IntRange(1), help="How many worlds.")
 @click.option("--seed", default=1, show_default=True, help="The first of them.")
-@click.option("--mutant", default="", type=click.Choice(["", *MUTANTS]), help="A planted bug, to be found.")
-@click.option("--mutants", "listed", is_flag=True, help="Say what the planted bugs are.")
+@click.option("--mutant", default="", metavar="NAME", callback=_planted, help="A planted bug, to be found.")
+@click.option("--mutants", "listed", is_flag=True, help="Say what the planted bugs are, by their names.")
 @click.option("--story", "told", is_flag=True, help="Tell what happens, event by event.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def chaos_command(seeds: int, seed: int, listed: bool, told: bool, as_json: bool, **setting: object) -> None:
@@ -299,6 +306,8 @@ def chaos_command(seeds: int, seed: int, listed: bool, told: bool, as_json: bool
     for number in range(seed, seed + seeds):
         story = Story() if told else None
         outcomes.append(chaos(kind, number, story))
+        if sys.stderr.isatty():
+            click.echo(f"\r{len(outcomes)} of {seeds} worlds", err=True, nl=len(outcomes) == seeds)
         for line in story.lines if story else ():
             click.echo(line)
         if outcomes[-1].violation and not as_json:

@@ -405,6 +405,8 @@ async def test_feedback_is_taken_and_teaches_who_is_good():
         said = await it.call("POST", "/mesh/v1/feedback", json={"id": reply["id"], "rating": 0.0})
         assert (said.status_code, said.content) == (204, b"")
         assert await explained(it) < before
+        again = await it.call("POST", "/mesh/v1/feedback", json={"id": reply["id"], "rating": 1.0})
+        assert (again.status_code, again.json()["error"]["param"]) == (404, "id")
         wrong = await it.call("POST", "/mesh/v1/feedback", json={"id": reply["id"], "rating": 2})
         assert wrong.status_code == 400
 
@@ -449,7 +451,8 @@ async def test_a_door_that_is_taken_is_named():
 
 
 async def test_the_root_says_where_to_look_and_a_model_is_found_by_name(quick: Door):
-    assert "/v1/chat/completions" in (await quick.call("GET", "/")).json()["paths"]
+    paths = (await quick.call("GET", "/")).json()["paths"]
+    assert {"/v1/chat/completions", "/mesh/v1/feedback"} <= set(paths)
     listed = (await quick.call("GET", "/v1/models")).json()["data"]
     for model in listed:
         assert (await quick.call("GET", f"/v1/models/{model['id']}")).json() == model

@@ -69,7 +69,7 @@ def bounded(bench: Bench) -> None:
     assert set(machine._linking.load_set()) <= set(membership.links)
     assert len(machine._stealing._asked) <= LOOKED_AT_MAX + 1
     assert len(gossip._new) <= _NEW_MAX
-    assert set(machine._ratings._told) <= set(membership.links)
+    assert set(machine.ratings._told) <= set(membership.links)
     assert len(gossip._pulls) <= config.limits.digest_max
     assert len(gossip.records) <= members + config.limits.records_per_frame_max
     assert len(gossip._fresh) <= members + config.limits.records_per_frame_max + 1

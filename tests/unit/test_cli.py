@@ -65,7 +65,7 @@ def peer() -> Iterator[Peer]:
 
 
 def event(text: str = "", **more: Any) -> dict[str, Any]:
-    return {"model": "m", "choices": [{"delta": {"content": text}}], **more}
+    return {"id": "chatcmpl-7", "model": "m", "choices": [{"delta": {"content": text}}], **more}
 
 
 WAY = {"p2pmesh": {"path": [{"name": "ada"}, {"name": "bücher\x1b[2J"}]}}
@@ -79,6 +79,8 @@ def test_a_wrong_verb_or_flag_is_named_with_the_nearest():
         (["up", "--no-mdsn"], "no option --no-mdsn; did you mean --no-mdns"),
         (["peers", "--jsno"], "--json"),
         (["demo", "--peers", "1"], "1 is not in the range"),
+        (["ask", "what", "is", "-5"], "put -- before the prompt"),
+        (["explain", "-5"], "put -- before the prompt"),
         (["ask"], "Missing argument 'PROMPT...'"),
         (["up", "--engine", "gpt"], "'gpt' is not one of 'llama', 'echo'"),
     ):
@@ -130,6 +132,7 @@ def test_an_answer_is_printed_as_it_comes_and_its_way_made_harmless(peer: Peer):
     assert (asked["messages"], asked["temperature"]) == ([{"role": "user", "content": "a b"}], 0.0)
     told = json.loads(run("ask", "a", "--json", "--url", peer.url).stdout)
     assert told == {
+        "id": "chatcmpl-7",
         "text": "one two",
         "served_by": "bücher\x1b[2J",
         "path": ["ada", "bücher\x1b[2J"],
@@ -234,5 +237,6 @@ def test_a_prompt_may_come_from_stdin(peer: Peer):
     peer.says(event("hi", **WAY))
     asked = CliRunner().invoke(main, ["ask", "-", "--url", peer.url], input="what is it?\n")
     assert (asked.exit_code, asked.stdout) == (0, "hi\n")
-    empty = CliRunner().invoke(main, ["ask", "-", "--url", peer.url], input=" \n")
-    assert empty.exit_code == 2
+    for wrong, why in ((b" \n", "is empty"), (b"a\xff", "byte 1 is 0xff"), (b"a" * 2_000_000, "longer than")):
+        result = CliRunner().invoke(main, ["ask", "-", "--url", peer.url], input=wrong)
+        assert (result.exit_code, why in result.stderr) == (2, True)

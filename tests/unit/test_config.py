@@ -59,3 +59,9 @@ def test_a_broken_relation_names_the_knobs(make: Callable[[], object], named: li
 
 def test_layers_of_a_gpu_may_be_all_of_them() -> None:
     assert c.Engine(gpu_layers=-1).gpu_layers == -1
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "two\nlines", "nul\0"])
+def test_a_name_that_would_steer_a_terminal_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be printed"):
+        c.Config(name=name)
