@@ -307,8 +307,9 @@ class Membership:
                 self._tell(Update(peer, Status.SUSPECT, member.version))
 
     def _suspects(self) -> list[PeerId]:
-        """Return the links that are suspected."""
-        return [p for p in self.links if p in self.members and self.members[p].status is Status.SUSPECT]
+        """Return the links that were silent when they were last probed, the nameless too."""
+        of, doubted = self.members, Status.SUSPECT
+        return [p for p, link in self.links.items() if (of[p].status is doubted if p in of else link.missed)]
 
     # -- beliefs --------------------------------------------------------------------------------------
 
@@ -435,8 +436,7 @@ class Membership:
 
     def _forget_gone(self) -> bool:
         """Make room by forgetting the oldest of the departed. Returns whether there was one."""
-        members = self.members.values()
-        gone = [m for m in members if m.status >= Status.DEAD and m.id not in self.links]
+        gone = [m for m in self.members.values() if m.status >= Status.DEAD and m.id not in self.links]
         if gone:
             self.forget(min(gone, key=lambda m: (m.expires, m.id)).id)
         return bool(gone)

@@ -359,6 +359,23 @@ def test_a_silent_link_that_never_said_who_it_is_is_ended() -> None:
     assert A in [hangup.peer for hangup in of(on.wait(30.0), e.Hangup)]
 
 
+def test_it_is_ended_as_soon_however_many_links_there_are() -> None:
+    """Four of its turns among fifteen links took most of a minute (chaos, seed 19)."""
+    on, named = Bench(), tuple(PeerId(f"p{i}") for i in range(15))
+    on.link(*named)
+    on.handle(e.Connected(A))
+    ended: list[PeerId] = []
+    for _ in range(240):
+        effects = on.wait(0.1)
+        ended += [hangup.peer for hangup in of(effects, e.Hangup)]
+        for peer in named:
+            for ping in sent(effects, m.Ping, peer):
+                on.say(peer, m.Ack(ping.seq))
+        if ended:
+            break
+    assert ended == [A]
+
+
 def test_a_link_whose_record_was_lost_is_asked_for_it() -> None:
     on = Bench()
     on.link(A)
