@@ -39,6 +39,12 @@ class Limits:
     """Most stop texts in one query. OpenAI allows 4."""
     stop_bytes_max: int = 256
     """Longest stop text, in UTF-8 bytes."""
+    top_k_max: int = 256
+    """Most tokens a draw may choose among: sorting more costs more than the draw (measured)."""
+    logit_bias_max: int = 256
+    """Most tokens whose likelihood a query may shift. OpenAI allows 300."""
+    schema_bytes_max: int = 16_384
+    """Longest JSON schema of an answer, in UTF-8 bytes. A guess: those of most tools have a few hundred."""
     hops_max: int = 16
     """Longest path of a query, in peers."""
     excluded_max: int = 32

@@ -24,6 +24,17 @@ PREFIXES_MAX = 16
 than this one's, so that even an agent that called seven tools since finds what it left."""
 
 
+RANGES = {
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.1, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "logit_bias": (-100.0, 100.0),
+}
+"""Least and greatest value of those `Options` that are the same everywhere. OpenAI's, where it has them; a
+repeat penalty of 2 makes text of nothing but rare words, and 0 is a division by it."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
@@ -35,16 +46,34 @@ class Message:
 
 @dataclass(frozen=True)
 class Options:
-    """How to sample an answer. The bounds are `config.QueryLimits`; who breaks them gets `bad_request`."""
+    """How to sample an answer. Its bounds are `config.Limits` and `RANGES`; breaking one is `bad_request`."""
 
     max_tokens: int = 256
     temperature: float = 0.0
     """0 takes the likeliest token each time."""
     top_p: float = 1.0
     seed: int | None = None
-    """None draws a fresh one; a fixed one repeats the same text on the same model and build."""
+    """None draws a fresh one; a fixed one repeats the same text on the same model and build. A token's dice
+    depend on it and the token's place alone, so that they fall alike where a lost peer's answer goes on; only
+    a near-tie may be settled otherwise there, by the last bits of what the model computes."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer, themselves left out."""
+    top_k: int = 0
+    """Draws among so many of the likeliest; 0: the engine's own number, 64. It cuts before `top_p`, which is
+    50 times dearer over a whole vocabulary (measured)."""
+    min_p: float = 0.0
+    """Leaves out what is less than this share as likely as the likeliest."""
+    repeat_penalty: float = 1.0
+    """Makes what stands among the answer's last 64 tokens less likely: llama.cpp divides a positive logit by
+    it and multiplies a negative one. 1 changes nothing."""
+    frequency_penalty: float = 0.0
+    """Lowers a token's logit for each time it stands among them."""
+    presence_penalty: float = 0.0
+    """Lowers it once."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids of the model that answers, and what is added to their logits: name the model with it."""
+    schema: str = ""
+    """A JSON schema; the answer is JSON that fits it, if `max_tokens` let it end. Empty: any text."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from p2pmesh.config import Limits
 from p2pmesh.errors import Reason
-from p2pmesh.query import Message, Options, Usage
+from p2pmesh.query import RANGES, Message, Options, Usage
 from p2pmesh.record import ModelInfo
 
 LIMITS = Limits()
@@ -207,6 +207,21 @@ def complaint(request: Generate) -> str:
         0 < len(s.encode("utf-8", "surrogatepass")) <= LIMITS.stop_bytes_max for s in options.stop
     ):
         return f"at most {LIMITS.stop_max} stop texts of 1..{LIMITS.stop_bytes_max} bytes each"
+    return _sampling_complaint(options)
+
+
+def _sampling_complaint(options: Options) -> str:
+    if not 0 <= options.top_k <= LIMITS.top_k_max:
+        return f"top_k must lie within 0..{LIMITS.top_k_max}, not {options.top_k}; 0 leaves it to the engine"
+    for name in ("min_p", "repeat_penalty", "frequency_penalty", "presence_penalty"):
+        low, high = RANGES[name]
+        if not low <= getattr(options, name) <= high:
+            return f"{name} must lie within {low:g}..{high:g}, not {getattr(options, name)}"
+    low, high = RANGES["logit_bias"]
+    if len(options.logit_bias) > LIMITS.logit_bias_max:
+        return f"logit_bias may shift at most {LIMITS.logit_bias_max} tokens, not {len(options.logit_bias)}"
+    if any(token < 0 or not low <= bias <= high for token, bias in options.logit_bias):
+        return f"logit_bias takes token ids from 0 on, and shifts within {low:g}..{high:g}"
     return ""
 
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pmesh.errors import ModelLoadError
+from p2pmesh.query import Options
 
 # Both are read once, when the library is loaded. A spinning OpenMP barrier is five to ten times slower when
 # cores are shared (measured); without the second an abort starts a debugger to print a stack.
@@ -25,6 +28,8 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp as llama
 
+PENALTY_TOKENS = 64
+"""Tokens of the answer that penalties look back on. As llama.cpp's own default."""
 TOP_K = 64
 """Tokens a draw chooses among. Cutting to a few before top-p makes it 50 times cheaper (measured)."""
 EMBED_TOKENS_MAX = 512
@@ -32,6 +37,8 @@ EMBED_TOKENS_MAX = 512
 
 Tokens = NDArray[np.int32]
 _LOG_WARN = 3
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data."""
 
 
 def _log(level: int, text: bytes, _: object) -> None:
@@ -125,27 +132,121 @@ class Model:
 
 
 class Sampler:
-    """How one answer's tokens are chosen: the likeliest, or drawn from the `TOP_K` likeliest."""
+    """How one answer's tokens are chosen: the likeliest, or drawn from the likeliest, within a grammar.
 
-    def __init__(self, temperature: float, top_p: float, seed: int) -> None:
+    A chain of llama.cpp's samplers in its own order: bias, penalties, top-k, top-p, min-p, temperature, dice.
+    The grammar stands beside it, as llama.cpp's own programs have it: the chain chooses, and only where the
+    grammar forbids its choice does it choose again, among all that is legal, so that no cut to the likeliest
+    leaves it without. To ask about one token takes 14 to 200 us, about all 49 152 takes 6 to 95 ms (measured,
+    from free JSON to 500 optional properties), and the chain alone 0.1 ms.
+    """
+
+    def __init__(
+        self, model: Model, options: Options, seed: int, grammar: str = "", accepted: Iterable[int] = ()
+    ) -> None:
+        """`accepted` are the tokens of the answer so far: it goes on as if it had chosen them.
+
+        Raises ValueError when llama.cpp does not take `grammar`, or the grammar not what is accepted.
+        """
+        self._seed, self._drawn, self._position = seed, options.temperature > 0.0, 0
+        self.grammar = (
+            llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root") if grammar else None
+        )
         self.handle = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        if temperature <= 0.0:
-            links = [llama.llama_sampler_init_greedy()]
-        else:
-            links = [llama.llama_sampler_init_top_k(TOP_K)]
-            if top_p < 1.0:
-                links.append(llama.llama_sampler_init_top_p(top_p, 1))
-            links.append(llama.llama_sampler_init_temp(temperature))
-            # The largest seed means "a random one" to llama.cpp, so it is left out.
-            links.append(llama.llama_sampler_init_dist(seed % 0xFFFF_FFFF))
-        for link in links:
+        self._candidates = np.empty(model.tokens if grammar else 0, _CANDIDATE)
+        for link in _links(model, options):
             llama.llama_sampler_chain_add(self.handle, link)
+        if grammar and not self.grammar:
+            self.close()
+            raise ValueError("llama.cpp cannot read the schema's grammar: simplify the schema")
+        for token in accepted:
+            if not self._allows(int(token)):
+                self.close()
+                raise ValueError("it cannot go on after a text that does not fit the schema")
+            self._accept(int(token))
+
+    def sample(self, context: Any, row: int) -> int:
+        """Return the next token at a row of what llama.cpp's `context` just decoded; -1: none is legal."""
+        self._throw()
+        if self.grammar is None:
+            self._position += 1
+            return int(llama.llama_sampler_sample(self.handle, context, row))
+        logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, row), self._candidates.shape)
+        token = self._choose(logits, legal=False)
+        if not self._allows(token):
+            token = self._choose(logits, legal=True)
+            if token < 0 or not self._allows(token):
+                return -1
+        self._accept(token)
+        return token
+
+    def _throw(self) -> None:
+        """Put in dice of the seed and the position: an answer that goes on elsewhere draws the same."""
+        if self._drawn:
+            last = llama.llama_sampler_chain_n(self.handle) - 1
+            llama.llama_sampler_free(llama.llama_sampler_chain_remove(self.handle, last))
+            digest = blake2b(b"%d %d" % (self._seed, self._position), digest_size=4).digest()
+            # The largest seed means "a random one" to llama.cpp, so it is left out.
+            dice = llama.llama_sampler_init_dist(int.from_bytes(digest, "big") % 0xFFFF_FFFF)
+            llama.llama_sampler_chain_add(self.handle, dice)
+
+    def _choose(self, logits: NDArray[np.float32], *, legal: bool) -> int:
+        """Let the chain choose among all tokens, or the `legal` ones; -1: there is none."""
+        self._candidates["id"] = np.arange(len(logits), dtype=np.int32)
+        self._candidates["logit"] = logits
+        array = _candidate_array(self._candidates)
+        if legal:
+            llama.llama_sampler_apply(self.grammar, ctypes.byref(array))
+            if not np.isfinite(self._candidates["logit"]).any():
+                return -1
+        llama.llama_sampler_apply(self.handle, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _allows(self, token: int) -> bool:
+        """Return whether the grammar allows `token` next. To accept another one ends the process."""
+        if self.grammar is None:
+            return True
+        one = np.array([(token, 1.0, 0.0)], _CANDIDATE)
+        llama.llama_sampler_apply(self.grammar, ctypes.byref(_candidate_array(one)))
+        return bool(np.isfinite(one["logit"][0]))
+
+    def _accept(self, token: int) -> None:
+        self._position += 1
+        llama.llama_sampler_accept(self.handle, token)
+        if self.grammar is not None:
+            llama.llama_sampler_accept(self.grammar, token)
 
     def close(self) -> None:
         """Free it."""
-        if self.handle:
-            llama.llama_sampler_free(self.handle)
-        self.handle = None
+        for handle in (self.handle, self.grammar):
+            if handle:
+                llama.llama_sampler_free(handle)
+        self.handle = self.grammar = None
+
+
+def _links(model: Model, options: Options) -> Iterator[Any]:
+    """Make the samplers of a chain, the cheapest cut first; dice come last."""
+    if options.logit_bias:
+        biases = (llama.llama_logit_bias * len(options.logit_bias))(*options.logit_bias)
+        yield llama.llama_sampler_init_logit_bias(model.tokens, len(biases), biases)
+    penalties = (options.repeat_penalty, options.frequency_penalty, options.presence_penalty)
+    if penalties != (1.0, 0.0, 0.0):
+        yield llama.llama_sampler_init_penalties(model.tokens, PENALTY_TOKENS, *penalties)
+    if options.temperature <= 0.0:
+        yield llama.llama_sampler_init_greedy()
+        return
+    yield llama.llama_sampler_init_top_k(options.top_k or TOP_K)
+    if options.top_p < 1.0:
+        yield llama.llama_sampler_init_top_p(options.top_p, 1)
+    if options.min_p > 0.0:
+        yield llama.llama_sampler_init_min_p(options.min_p, 1)
+    yield llama.llama_sampler_init_temp(options.temperature)
+    yield llama.llama_sampler_init_dist(0)
+
+
+def _candidate_array(candidates: NDArray[Any]) -> Any:
+    data = candidates.ctypes.data_as(llama.llama_token_data_p)
+    return llama.llama_token_data_array(data, len(candidates), -1, False)
 
 
 @dataclass
@@ -206,8 +307,8 @@ class Context:
         return int(llama.llama_decode(self.handle, self._arrays.batch))
 
     def sample(self, sampler: Sampler, row: int) -> int:
-        """Return the next token at a row of the batch just decoded."""
-        return int(llama.llama_sampler_sample(sampler.handle, self.handle, row))
+        """Return the next token at a row of the batch just decoded; -1: its grammar allows none."""
+        return sampler.sample(self.handle, row)
 
     def vector(self, sequence: int) -> NDArray[np.float32]:
         """Return the pooled vector of a sequence of the batch just decoded, scaled to unit length."""

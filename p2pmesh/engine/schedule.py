@@ -31,6 +31,7 @@ from p2pmesh.engine.base import (
 )
 from p2pmesh.engine.batch import Context, Model, Part, Sampler, Tokens
 from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.grammar import SchemaError, gbnf
 from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
 from p2pmesh.query import Message, Usage
@@ -52,6 +53,8 @@ class _Job:
     """Most tokens it may write."""
     request: Generate
     text: AnswerText
+    grammar: str = ""
+    """What the answer must follow, as GBNF; empty: nothing."""
     slot: int = -1
     sampler: Sampler | None = None
     position: int = 0
@@ -107,11 +110,14 @@ class Schedule:
         accepted = self._accepted(request)
         if accepted is None:
             return [Failed(request.job, Reason.BAD_REQUEST, "it cannot go on after tokens it does not have")]
+        unkept, grammar = self._grammar(request)
+        if unkept:
+            return [Failed(request.job, Reason.BAD_REQUEST, unkept)]
         budget = min(request.options.max_tokens, self._context_tokens - len(prompt)) - len(accepted)
         if budget <= 0:  # whoever wrote it was lost before it could say that this is all
             return [Finished(request.job, Usage(len(prompt), len(accepted)), "length")]
         stop = request.options.stop if self._template.own else (*request.options.stop, "<|im_end|>")
-        job = _Job(request.job, prompt, budget, request, AnswerText(stop))
+        job = _Job(request.job, prompt, budget, request, AnswerText(stop), grammar)
         job.prompt, job.accepted = np.concatenate([prompt, accepted]), len(accepted)
         self._waiting.append(job)
         return []
@@ -121,6 +127,19 @@ class Schedule:
         ids = request.accepted or self._model.tokenize(request.accepted_text, control=False)
         tokens = np.array(ids, np.int64)
         return tokens.astype(np.int32) if (tokens < self._model.tokens).all() else None
+
+    def _grammar(self, request: Generate) -> tuple[str, str]:
+        """Return what of a request this model cannot keep, and the grammar of its answer; "" for none."""
+        bad = next((token for token, _ in request.options.logit_bias if token >= self._model.tokens), None)
+        if bad is not None:
+            return (
+                f"logit_bias names token {bad}, and this model has {self._model.tokens}: name the model",
+                "",
+            )
+        try:
+            return "", gbnf(request.options.schema) if request.options.schema else ""
+        except SchemaError as error:
+            return f"the JSON schema is refused: {error}", ""
 
     def prompt_tokens(self, messages: tuple[Message, ...]) -> list[int]:
         """Return the whole prompt in tokens. What people wrote never becomes a control token."""
@@ -157,24 +176,29 @@ class Schedule:
 
     def step(self) -> list[Event]:
         """Decode one batch and return what came of it."""
-        self._admit()
+        events: list[Event] = []
+        self._admit(events)
         parts = self._assemble()
         if not parts:
-            return []
-        events: list[Event] = []
+            return events
         lost = self._decode(parts, events)
         self._failures = self._failures + 1 if lost == len(parts) else 0
         if self._failures >= FAILURES_MAX:
             raise EngineError(f"{FAILURES_MAX} batches in a row could not be decoded")
         return events
 
-    def _admit(self) -> None:
+    def _admit(self, events: list[Event]) -> None:
         """Give slots to the oldest jobs. Room is set aside for all a job may write, so that none starves."""
         while self._waiting and self._free and self._waiting[0].cells <= self._room:
             job = self._waiting.popleft()
             options = job.request.options
             seed = options.seed if options.seed is not None else secrets.randbits(31)
-            job.sampler = Sampler(options.temperature, options.top_p, seed)
+            accepted = job.prompt[len(job.prompt) - job.accepted :]
+            try:
+                job.sampler = Sampler(self._model, options, seed, job.grammar, accepted)
+            except ValueError as error:
+                events.append(Failed(job.id, Reason.BAD_REQUEST, str(error)))
+                continue
             job.slot = self._free.pop()
             self._room -= job.cells
             self._running.append(job)
@@ -241,6 +265,11 @@ class Schedule:
     def _accept(self, job: _Job, row: int, events: list[Event]) -> None:
         assert job.sampler is not None
         token = self._context.sample(job.sampler, row)
+        if token < 0:
+            self._leave(job)
+            detail = "no token of the model's vocabulary goes on as the schema demands"
+            events.append(Failed(job.id, Reason.ENGINE_FAILED, detail))
+            return
         if self._model.ends(token):
             self._finish(job, "stop", events)
             return

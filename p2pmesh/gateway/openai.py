@@ -6,13 +6,14 @@ ignored, since clients send a good deal of it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from p2pmesh.config import Limits
 from p2pmesh.errors import QueryError, Reason
-from p2pmesh.query import AUTO, Message, Options, Usage
+from p2pmesh.query import AUTO, RANGES, Message, Options, Usage
 
 STATUS = {
     Reason.OVERLOADED: 503,
@@ -28,6 +29,7 @@ STATUS = {
 }
 """HTTP status of each reason."""
 _TEMPERATURE_MAX = 2.0
+_TOKEN_ID = re.compile(r"[0-9]{1,10}", re.ASCII)
 _ROLES = {"developer": "system"}
 
 
@@ -55,6 +57,16 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+class _JsonSchema(msgspec.Struct):
+    schema: msgspec.Raw
+    """As it came: the order of its properties is the order of the answer's."""
+
+
+class _ResponseFormat(msgspec.Struct):
+    type: str = "text"
+    json_schema: _JsonSchema | None = None
+
+
 class ChatRequest(msgspec.Struct):
     """The body of /v1/chat/completions, as far as it is understood."""
 
@@ -69,10 +81,16 @@ class ChatRequest(msgspec.Struct):
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -110,11 +128,6 @@ def _refuse_unsupported(request: ChatRequest) -> None:
     for name in ("tools", "functions", "logprobs"):
         if getattr(request, name):
             raise BadRequest(f"{name} are not supported", name, "unsupported_parameter")
-    kind = (request.response_format or {"type": "text"}).get("type")
-    if kind != "text":
-        raise BadRequest(
-            f"response_format {kind!r} is not supported", "response_format", "unsupported_parameter"
-        )
 
 
 def messages(request: ChatRequest, limits: Limits) -> tuple[Message, ...]:
@@ -153,7 +166,49 @@ def options(request: ChatRequest, limits: Limits) -> Options:
         top_p=_within("top_p", request.top_p, defaults.top_p, 1e-6, 1.0),
         seed=None if request.seed is None else request.seed % 2**32,
         stop=stop,
+        top_k=_within("top_k", request.top_k, defaults.top_k, 0, limits.top_k_max),
+        min_p=_ranged(request, "min_p"),
+        repeat_penalty=_ranged(request, "repeat_penalty"),
+        frequency_penalty=_ranged(request, "frequency_penalty"),
+        presence_penalty=_ranged(request, "presence_penalty"),
+        logit_bias=_logit_bias(request.logit_bias or {}, limits),
+        schema=_schema(request.response_format or _ResponseFormat(), limits),
     )
+
+
+def _ranged(request: ChatRequest, name: str) -> Any:
+    return _within(name, getattr(request, name), getattr(Options, name), *RANGES[name])
+
+
+def _logit_bias(bias: dict[str, float], limits: Limits) -> tuple[tuple[int, float], ...]:
+    if len(bias) > limits.logit_bias_max:
+        raise BadRequest(f"logit_bias: at most {limits.logit_bias_max} tokens", "logit_bias")
+    low, high = RANGES["logit_bias"]
+    for token, shift in bias.items():
+        if not _TOKEN_ID.fullmatch(token) or int(token) >= 2**31 or not low <= shift <= high:
+            raise BadRequest(f"logit_bias maps token ids to {low:g}..{high:g}", "logit_bias")
+    return tuple((int(token), float(shift)) for token, shift in bias.items())
+
+
+def _schema(form: _ResponseFormat, limits: Limits) -> str:
+    """Return the JSON schema an answer is to fit. What can be kept of it is the engine's to say."""
+    if form.type == "text":
+        return ""
+    if form.type == "json_object":
+        return '{"type": "object"}'
+    if form.type != "json_schema":
+        raise BadRequest(
+            f"response_format {form.type[:32]!r} is not supported: text, json_object and json_schema are",
+            "response_format",
+            "unsupported_parameter",
+        )
+    if form.json_schema is None:
+        raise BadRequest("response_format: json_schema needs a schema", "response_format.json_schema")
+    raw = bytes(form.json_schema.schema)
+    if len(raw) > limits.schema_bytes_max:
+        param = "response_format.json_schema.schema"
+        raise BadRequest(f"the schema has {len(raw)} bytes, at most {limits.schema_bytes_max}", param)
+    return raw.decode("utf-8", "replace")
 
 
 def _within(name: str, value: Any, default: Any, low: Any, high: Any) -> Any:

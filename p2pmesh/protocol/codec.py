@@ -20,7 +20,19 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN
 from p2pmesh.protocol.experience import Report, Row
 from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX, LEADS_MAX
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Options, Query, Search, Usage
+from p2pmesh.query import (
+    RANGES,
+    Accepted,
+    Chunk,
+    Ended,
+    Hop,
+    Lead,
+    Message,
+    Options,
+    Query,
+    Search,
+    Usage,
+)
 from p2pmesh.record import (
     CONVERSATIONS_MAX,
     HELD_MAX,
@@ -194,13 +206,22 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
     peer = f.text(_PEER_ID_BYTES_MAX)
     count = f.integer(0, _COUNT_MAX)
     hop = f.struct(Hop, peer, name, f.text(_DETAIL_BYTES_MAX))
-    options = f.struct(
+    bias = f.pair(f.integer(0, _COUNT_MAX), f.number(*RANGES["logit_bias"]))
+    options = f.growing(
         Options,
+        5,
         f.integer(1, limits.max_tokens_max),
         f.number(0.0, 10.0),
         f.number(0.0, 1.0),
         f.maybe(f.integer(0, 2**32 - 1)),
         f.many(f.text(limits.stop_bytes_max), limits.stop_max),
+        f.integer(0, limits.top_k_max),
+        f.number(*RANGES["min_p"]),
+        f.number(*RANGES["repeat_penalty"]),
+        f.number(*RANGES["frequency_penalty"]),
+        f.number(*RANGES["presence_penalty"]),
+        f.many(bias, limits.logit_bias_max),
+        f.text(limits.schema_bytes_max),
     )
     accepted = f.struct(
         Accepted,

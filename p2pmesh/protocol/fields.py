@@ -169,6 +169,21 @@ def many(field: Field, count_max: int) -> Field:
     return Field(lambda values: [field.pack(value) for value in values], unpack)
 
 
+def pair(first: Field, second: Field) -> Field:
+    """Two values that belong together."""
+
+    def unpack(raw: Any) -> tuple[Any, Any]:
+        if type(raw) is not tuple or len(raw) != 2:
+            bad("expected a pair")
+        return first.unpack(raw[0]), second.unpack(raw[1])
+
+    def pack(values: tuple[Any, Any]) -> list[Any]:
+        one, two = values
+        return [first.pack(one), second.pack(two)]
+
+    return Field(pack, unpack)
+
+
 def vector(dimensions_max: int) -> Field:
     """A direction as int8, of at most `dimensions_max`."""
 
@@ -186,17 +201,27 @@ def vector(dimensions_max: int) -> Field:
 
 def struct(kind: type[T], *fields: Field) -> Field:
     """A dataclass, its fields in their order."""
+    return growing(kind, len(fields), *fields)
+
+
+def growing(kind: type[T], always: int, *fields: Field) -> Field:
+    """A dataclass of which `always` fields travel; the rest as far as the last that is not its default."""
     names = [f.name for f in dataclasses.fields(cast(Any, kind))]
+    defaults = [f.default for f in dataclasses.fields(cast(Any, kind))]
     assert len(names) == len(fields), kind
 
     def pack(value: T) -> list[Any]:
-        return [field.pack(getattr(value, name)) for name, field in zip(names, fields, strict=True)]
+        count = len(fields)
+        while count > always and getattr(value, names[count - 1]) == defaults[count - 1]:
+            count -= 1
+        return [field.pack(getattr(value, name)) for name, field in zip(names[:count], fields, strict=False)]
 
     def unpack(raw: Any) -> T:
-        if type(raw) is not tuple or len(raw) != len(fields):
-            bad(f"expected the {len(fields)} fields of {kind.__name__}")
+        if type(raw) is not tuple or not always <= len(raw) <= len(fields):
+            least = f"{always} to " if always < len(fields) else ""
+            bad(f"expected the {least}{len(fields)} fields of {kind.__name__}")
         values = []
-        for name, field, item in zip(names, fields, raw, strict=True):
+        for name, field, item in zip(names, fields, raw, strict=False):
             try:
                 values.append(field.unpack(item))
             except RemoteProtocolError as exc:

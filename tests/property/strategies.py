@@ -69,6 +69,13 @@ options = st.builds(
     st.floats(0.0, 1.0),
     st.none() | st.integers(0, 2**32 - 1),
     st.lists(words, max_size=8).map(tuple),
+    st.just(0) | st.integers(0, 256),
+    st.just(0.0) | st.floats(0.0, 1.0),
+    st.just(1.0) | st.floats(0.1, 2.0),
+    st.just(0.0) | st.floats(-2.0, 2.0),
+    st.just(0.0) | st.floats(-2.0, 2.0),
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100.0, 100.0)), max_size=256).map(tuple),
+    words | st.just("x" * 16_384),
 )
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 leads = st.builds(

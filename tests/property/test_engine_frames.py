@@ -27,6 +27,10 @@ options = st.builds(
     st.floats(0, 1),
     st.none() | counts,
     st.lists(text, max_size=3).map(tuple),
+    counts,
+    *[st.floats(-2, 2)] * 4,
+    st.lists(st.tuples(counts, st.floats(-100, 100)), max_size=3).map(tuple),
+    text,
 )
 requests = st.one_of(
     st.builds(base.Load, path=text, name=text, tokens_per_s=speeds, slots=st.integers(1, 64)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.config import Limits
 from p2pmesh.gateway import openai
-from p2pmesh.query import Message, Options
+from p2pmesh.query import RANGES, Message, Options
 
 LIMITS = Limits()
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +31,14 @@ FIELDS = [
     "tools",
     "functions",
     "response_format",
+    "json_schema",
+    "schema",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
     "role",
     "content",
     "type",
@@ -56,6 +64,11 @@ def read(body: bytes) -> None:
         assert isinstance(options, Options)
         assert 1 <= options.max_tokens <= LIMITS.max_tokens_max
         assert options.seed is None or 0 <= options.seed < 2**32
+        assert 0 <= options.top_k <= LIMITS.top_k_max
+        assert all(0 <= token < 2**31 and -100 <= bias <= 100 for token, bias in options.logit_bias)
+        for name in ("min_p", "repeat_penalty", "frequency_penalty", "presence_penalty"):
+            assert RANGES[name][0] <= getattr(options, name) <= RANGES[name][1]
+        assert len(options.schema.encode("utf-8")) <= LIMITS.schema_bytes_max
         for message in messages:
             message.content.encode("utf-8")  # a lone surrogate would be no text
 

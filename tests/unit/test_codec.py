@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -36,7 +37,7 @@ EVERY: list[m.PeerMessage] = [
     m.LoadReport(Load(1.5, 2, 3, (0.5, 1.0), 4.5, (b"\xff" * 8, bytes(8)), 0.25)),
     m.Forward(
         query(
-            options=Options(9, 0.5, 0.9, 7, ("END",)),
+            options=Options(9, 0.5, 0.9, 7, ("END",), 40, 0.05, 1.1, -2.0, 2.0, ((7, -100.0),), "{}"),
             path=HOPS,
             excluded=(B,),
             space="s",
@@ -233,6 +234,17 @@ def test_garbage_is_named_by_its_field() -> None:
         (m.Forward(query(messages=(Message("user", "x" * 131_073),))), "content"),
         (m.Forward(query(messages=(Message("user", ""),) * 257)), "messages"),
         (m.Forward(query(options=Options(top_p=1.1))), "top_p"),
+        (m.Forward(query(options=Options(top_k=257))), "top_k"),
+        (m.Forward(query(options=Options(min_p=-0.1))), "min_p"),
+        (m.Forward(query(options=Options(repeat_penalty=0.0))), "repeat_penalty"),
+        (m.Forward(query(options=Options(frequency_penalty=float("nan")))), "frequency_penalty"),
+        (m.Forward(query(options=Options(presence_penalty=2.1))), "presence_penalty"),
+        (m.Forward(query(options=Options(logit_bias=((1, 0.0),) * 257))), "logit_bias"),
+        (m.Forward(query(options=Options(logit_bias=((-1, 0.0),)))), "logit_bias"),
+        (m.Forward(query(options=Options(logit_bias=((1, 101.0),)))), "logit_bias"),
+        (m.Forward(query(options=Options(logit_bias=((1, 2, 3),)))), "cannot be encoded"),  # type: ignore[arg-type]
+        (m.Forward(query(options=Options(schema="x" * 16_385))), "schema"),
+        (m.Forward(query(options=Options(schema="\ud800"))), "cannot be encoded"),
         (m.Forward(query(options=Options(temperature=10**400))), "cannot be encoded"),  # type: ignore[arg-type]
         (m.Forward(query(options=Options(temperature="hot"))), "cannot be encoded"),  # type: ignore[arg-type]
         (m.Forward(query(text="\ud800")), "cannot be encoded"),
@@ -244,6 +256,34 @@ def test_garbage_is_named_by_its_field() -> None:
 def test_what_another_could_not_read_is_ours_to_notice(message: m.PeerMessage, field: str) -> None:
     with pytest.raises(LocalProtocolError, match=field):
         CODEC.check(message)
+
+
+def test_what_is_not_asked_for_costs_no_bytes() -> None:
+    def length(options: Options) -> int:
+        return len(CODEC.encode(m.Forward(query(options=options))))
+
+    least = length(Options())
+    assert length(Options(top_k=1)) == least + 1
+    assert length(Options(schema="{}")) == least + 1 + 4 * 9 + 1 + 3  # what stands before it, too
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((1, 0.0, 1.0, None), "expected the 5 to 12 fields of Options"),
+        ((1, 0.0, 1.0, None, (), *[0] * 8), "expected the 5 to 12 fields of Options"),
+        ((1, 0.0, 1.0, None, (), 1.0), "top_k"),
+        ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, (1, 2.0)), "logit_bias: expected a pair"),
+        ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, ((1,),)), "logit_bias: expected a pair"),
+        ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, ((1, "x"),)), "logit_bias: expected a finite number"),
+        ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, (), b"{}"), "schema: expected a text"),
+    ],
+)
+def test_options_that_are_none_are_refused_by_name(fields: tuple[Any, ...], said: str) -> None:
+    tag, asked = msgpack.unpackb(CODEC.encode(m.Forward(query())), use_list=False)
+    assert CODEC.decode(frame(tag, asked)) == m.Forward(query())
+    with pytest.raises(RemoteProtocolError, match=said):
+        CODEC.decode(frame(tag, (*asked[:3], fields, *asked[4:])))
 
 
 def test_only_queries_and_records_may_be_large() -> None:

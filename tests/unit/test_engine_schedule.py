@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="the schedule drives llama.cpp's samplers")
 
+from p2pmesh.engine import schedule
 from p2pmesh.engine.base import Embed, Embedded, Event, Failed, Finished, Generate, Generated, Load, Ready
 from p2pmesh.engine.batch import Part
 from p2pmesh.engine.schedule import FAILURES_MAX, Schedule
@@ -308,7 +309,25 @@ def test_stop_texts_cut_and_what_users_write_is_no_control_token():
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_tokens": 0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"stop": ("",)}, {"stop": ("x",) * 9}],
+    [
+        {"max_tokens": 0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"stop": ("",)},
+        {"stop": ("x",) * 9},
+        {"top_k": -1},
+        {"top_k": 257},
+        {"min_p": float("nan")},
+        {"repeat_penalty": 0.0},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1},
+        {"logit_bias": ((1, 0.0),) * 257},
+        {"logit_bias": ((-1, 0.0),)},
+        {"logit_bias": ((1, float("inf")),)},
+        {"logit_bias": ((FakeModel.tokens, 1.0),)},
+        {"schema": "{"},
+        {"schema": '{"pattern": "x", "type": "string"}'},
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, Any]):
     world = World()
@@ -316,6 +335,38 @@ def test_bad_options_are_refused(options: dict[str, Any]):
     failed = world.end("a")
     assert isinstance(failed, Failed)
     assert failed.reason is Reason.BAD_REQUEST
+    assert next(iter(options)).partition("_")[0] in failed.detail, "it does not say what is wrong"
+
+
+def test_an_answer_that_no_token_can_go_on_with_fails_alone():
+    world = World()
+    for i, question in enumerate(QUESTIONS[:3]):
+        world.ask(str(i), question)
+    world.schedule.step()
+    sample, stuck = world.context.sample, world.schedule._running[1].sampler
+    world.context.sample = lambda sampler, row: -1 if sampler is stuck else sample(sampler, row)  # type: ignore[method-assign]
+    world.run()
+    failed = world.end("1")
+    assert isinstance(failed, Failed)
+    assert failed.reason is Reason.ENGINE_FAILED
+    assert "schema" in failed.detail
+    assert [world.text(i) for i in "02"] == [alone(QUESTIONS[0]), alone(QUESTIONS[2])]
+    assert len(world.schedule._free) == 3
+
+
+def test_a_sampler_that_cannot_be_made_costs_no_slot(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise ValueError("no such grammar")
+
+    world = World(slots=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "Sampler", refuse)
+        world.ask("a", "x")
+        world.run()
+    assert world.end("a") == Failed("a", Reason.BAD_REQUEST, "no such grammar")
+    world.ask("b", "tell me")
+    world.run()
+    assert world.text("b") == alone("tell me")
 
 
 def test_each_kind_of_engine_refuses_the_others_jobs():

@@ -45,14 +45,50 @@ def test_all_that_is_understood_is_passed_on():
         user="me",
         metadata={"a": [1, {"b": None}]},
         presence_penalty=0,
+        frequency_penalty=-2,
+        repeat_penalty=1.1,
+        top_k=40,
+        min_p=0.05,
+        logit_bias={"50256": -100, "7": 0.5},
     )
     assert (request.model, request.stream, request.wants_usage) == ("m", True, True)
-    assert options == Options(5, 2.0, 0.5, 2**32 - 1, ("a", "b"))
+    assert options == Options(
+        max_tokens=5,
+        temperature=2.0,
+        top_p=0.5,
+        seed=2**32 - 1,
+        stop=("a", "b"),
+        top_k=40,
+        min_p=0.05,
+        repeat_penalty=1.1,
+        frequency_penalty=-2.0,
+        logit_bias=((50256, -100.0), (7, 0.5)),
+    )
 
 
 def test_fields_that_are_null_are_not_given():
-    names = ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "tools", "stream_options")
+    names = ("max_tokens", "temperature", "top_p", "seed", "stop", "n", "tools", "stream_options", "top_k")
     assert read(**dict.fromkeys(names))[2] == Options()
+    more = (
+        "min_p",
+        "repeat_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "response_format",
+    )
+    assert read(**dict.fromkeys(more))[2] == Options()
+
+
+def test_a_schema_is_passed_on_as_it_came():
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "strict": True, "schema": {"b": 1, "a": ["\u2028"]}},
+    }
+    asked = json.dumps({"messages": USER, "response_format": form}).encode()
+    assert openai.options(openai.parse(asked), LIMITS).schema == r'{"b": 1, "a": ["\u2028"]}'
+    assert json.loads(read(response_format={"type": "json_object"})[2].schema) == {"type": "object"}
+    assert read(response_format={})[2].schema == ""
 
 
 def test_the_newer_name_of_a_bound_beats_the_older():
@@ -109,7 +145,33 @@ def test_every_shape_of_a_message_is_a_text():
         ({"tools": [{}]}, "tools", "unsupported_parameter"),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
         ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_request"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema",
+            "invalid_request",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": "x" * 16_384}}},
+            "response_format.json_schema.schema",
+            "invalid_request",
+        ),
+        ({"top_k": -1}, "top_k", "invalid_request"),
+        ({"top_k": 257}, "top_k", "invalid_request"),
+        ({"top_k": 1.5}, "top_k", "invalid_request"),
+        ({"min_p": 1.1}, "min_p", "invalid_request"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "invalid_request"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty", "invalid_request"),
+        ({"presence_penalty": -2.1}, "presence_penalty", "invalid_request"),
+        ({"presence_penalty": "much"}, "presence_penalty", "invalid_request"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {"\u0663": 1}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {"2147483648": 1}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {str(i): 1 for i in range(257)}}, "logit_bias", "invalid_request"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias[...]", "invalid_request"),
     ],
 )
 def test_what_is_refused_is_named(fields: dict[str, Any], param: str, code: str):
