@@ -2,8 +2,8 @@
 
 Pure, and llama.cpp is not imported. Whatever the grammar lets through is JSON that fits the schema; what
 cannot be kept that way is refused by name, never dropped in silence. A schema is a stranger's text: its
-bytes, depth, values and repetitions are bounded before a rule is made, and the grammar after. No rule holds
-parentheses, which llama.cpp reads by recursion: deep ones end the process.
+bytes, depth, values and repetitions are bounded before a rule is made, and the grammar after, in `rules`. No
+rule holds parentheses, which llama.cpp reads by recursion: deep ones end the process.
 
 (llama-cpp-python's converter is not used: it drops keywords it does not know, lets raw line breaks into
 strings, and does not escape backslashes, so that a property's name can break out of its literal.)
@@ -12,15 +12,13 @@ strings, and does not escape backslashes, so that a property's name can break ou
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from p2pmesh.config import Limits
+from p2pmesh.engine.rules import SPACE, GrammarError, Rules, literal, rule_of, write
 
 SCHEMA_BYTES_MAX = Limits().schema_bytes_max
-GRAMMAR_BYTES_MAX = 65_536
-"""Longest grammar, in bytes. llama.cpp reads one of this length in a few milliseconds (measured)."""
 DEPTH_MAX = 32
 """Deepest nesting of a schema as JSON: two for each level of objects."""
 NODES_MAX = 2_000
@@ -33,9 +31,6 @@ REPEATS_MAX = 4_000
 """All of them together, in one schema."""
 FREE_DEPTH = 8
 """Deepest nesting where any JSON will do: a small model may open brackets until its tokens are spent."""
-
-Rules = dict[str, list[list[str]]]
-"""Alternatives of each rule: runs of atoms, each a rule's name or a terminal, with its repetition."""
 
 _NOTES = frozenset(
     {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples"}
@@ -51,8 +46,6 @@ _OF_TYPE = {
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
-_SPACE = '" "?'
-"""What may stand after a comma and a colon. More is a loop that a small model does not leave."""
 _BUILT_IN: Rules = {
     # Without \u: half of a surrogate pair would be no text.
     "char": [[r'[^"\\\x7F\x00-\x1F]'], [r'"\\"', r'["\\/bfnrt]']],
@@ -85,8 +78,6 @@ _BUILT_IN: Rules = {
 }
 """Rules that schemas share; only those in use are written out."""
 _FORMATS = ("date", "time", "date-time", "uuid")
-_NAME = re.compile(r"([a-z][a-z0-9-]*)(\?|\*|\{0,\d+\})?(?:\{\d+(?:,\d*)?\})?")
-"""A rule's name in an atom, and how it may be left out, if it may."""
 
 
 class SchemaError(ValueError):
@@ -99,16 +90,10 @@ def gbnf(schema: str) -> str:
         rules = _Compiler(_read(schema)).rules()
     except RecursionError:
         raise SchemaError("its references lead too deep: fewer '$ref' within '$ref'") from None
-    _check_ends(rules)
-    text = "".join(
-        f"{name} ::= {' | '.join(' '.join(atoms) for atoms in alternatives)}\n"
-        for name, alternatives in rules.items()
-    )
-    if len(text.encode()) > GRAMMAR_BYTES_MAX:
-        raise SchemaError(
-            f"its grammar has {len(text.encode())} bytes, at most {GRAMMAR_BYTES_MAX}: shorten it"
-        )
-    return text
+    try:
+        return write(rules)
+    except GrammarError as error:
+        raise SchemaError(str(error)) from None
 
 
 def _read(schema: str) -> Any:
@@ -146,13 +131,8 @@ def _children(node: Any) -> Iterable[Any]:
     return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
-def _literal(text: str) -> str:
-    """Return `text` as a terminal, whatever is in it: nothing may break out of the quotes."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def _json(value: Any) -> str:
-    return _literal(json.dumps(value, ensure_ascii=False))
+    return literal(json.dumps(value, ensure_ascii=False))
 
 
 class _Compiler:
@@ -171,7 +151,7 @@ class _Compiler:
         """Return the rules, and those built in that they use."""
         pending = [atom for atoms in self._rules.values() for run in atoms for atom in run]
         while pending:
-            name = _name(pending.pop())
+            name = rule_of(pending.pop())
             if name in _BUILT_IN and name not in self._rules:
                 self._rules[name] = _BUILT_IN[name]
                 pending += [atom for run in _BUILT_IN[name] for atom in run]
@@ -284,8 +264,8 @@ class _Compiler:
         return name
 
     def _map(self, value: str) -> list[list[str]]:
-        pair = ["string", '":"', _SPACE, value]
-        more = self._add([['","', _SPACE, *pair]])
+        pair = ["string", '":"', SPACE, value]
+        more = self._add([['","', SPACE, *pair]])
         return [['"{}"'], ['"{"', *pair, f"{more}*", '"}"']]
 
     def _object(self, said: dict[str, Any], where: str) -> list[list[str]]:
@@ -307,8 +287,8 @@ class _Compiler:
         after, first = ['"}"'], ['"}"']
         for key, schema in reversed(list(schemas.items())):
             value = self._value(schema, f"{where}/properties/{key[:64]}")
-            pair = [_literal(json.dumps(key, ensure_ascii=False) + ":"), _SPACE, value]
-            alone, joined = [*pair, *after], ['","', _SPACE, *pair, *after]
+            pair = [literal(json.dumps(key, ensure_ascii=False) + ":"), SPACE, value]
+            alone, joined = [*pair, *after], ['","', SPACE, *pair, *after]
             if key in required:
                 after, first = joined, alone
             else:
@@ -322,7 +302,7 @@ class _Compiler:
         return self._list(self._value(said.get("items", True), f"{where}/items"), low, high)
 
     def _list(self, item: str, low: int, high: int | None) -> list[list[str]]:
-        more = self._add([['","', _SPACE, item]])
+        more = self._add([['","', SPACE, item]])
         most = "" if high is None else str(high - 1)
         some = ['"["', item, f"{more}{{{max(0, low - 1)},{most}}}", '"]"']
         return [some] if low else [['"[]"'], some]
@@ -386,44 +366,3 @@ def _is(value: Any, kind: str) -> bool:
         return number and (kind == "number" or value == int(value))
     kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}
     return isinstance(value, kinds[kind])
-
-
-def _name(atom: str) -> str:
-    """Return the rule an atom stands for; "" for a terminal."""
-    found = _NAME.fullmatch(atom)
-    return found[1] if found else ""
-
-
-def _needed(run: list[str]) -> set[str]:
-    """Return the rules without which there is no JSON of this alternative."""
-    found = map(_NAME.fullmatch, run)
-    return {match[1] for match in found if match and not match[2]}
-
-
-def _check_ends(rules: Rules) -> None:
-    """Refuse what has no end: an object that must hold itself, or a `$ref` that leads to itself alone."""
-    needed = {name: [_needed(run) for run in runs] for name, runs in rules.items()}
-    # Only unions and references begin with another value's rule, and then with nothing before it.
-    leading = {name: [{_name(run[0]) for run in runs} - {""}] for name, runs in rules.items()}
-    if not (_all_end(needed) and _all_end(leading)):
-        raise SchemaError("a '$ref' leads back to itself, so that no answer would end: make it optional")
-
-
-def _all_end(needs: dict[str, list[set[str]]]) -> bool:
-    """Return whether each name ends: one of its alternatives needs only names that end."""
-    users: dict[str, list[tuple[str, set[str]]]] = {}
-    for name, alternatives in needs.items():
-        for alternative in alternatives:
-            for need in sorted(alternative):
-                users.setdefault(need, []).append((name, alternative))
-    ready = [name for name, alternatives in needs.items() if not all(alternatives)]
-    ended: set[str] = set()
-    while ready:
-        name = ready.pop()
-        if name not in ended:
-            ended.add(name)
-            for user, alternative in users.get(name, ()):
-                alternative.discard(name)
-                if not alternative:
-                    ready.append(user)
-    return len(ended) == len(needs)

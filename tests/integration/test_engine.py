@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -490,6 +491,45 @@ async def test_what_decides_an_answer(model: Path):
         assert failed.reason is Reason.TOO_LONG
         assert failed.detail == f"the prompt is {failed.tokens} tokens, the context 256"
         assert failed.tokens > 1_000
+
+
+@pytest.mark.model
+async def test_a_schema_is_kept_and_one_that_cannot_be_costs_nobody_anything(model: Path):
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string", "maxLength": 20}, "sure": {"type": "boolean"}},
+        "required": ["capital", "sure"],
+    }
+    async with running(load(model, slots=4)) as engine:
+        pid = engine.handle.pid
+        hostile = ("(" * 16_000, "[" * 16_000, '{"$ref": "#"}', '{"type": "string", "pattern": "(a+)+$"}')
+        for i, bad in enumerate(hostile):
+            engine.ask(f"bad {i}", "x", schema=bad)
+        engine.ask("good", QUESTIONS[0], schema=json.dumps(schema), max_tokens=60)
+        engine.ask("plain", QUESTIONS[0], max_tokens=20, repeat_penalty=1.1, logit_bias=((0, -100.0),))
+        for i in range(len(hostile)):
+            failed = await engine.end(f"bad {i}")
+            assert failed.reason is Reason.BAD_REQUEST
+            assert failed.detail.startswith("the JSON schema is refused: ")
+        assert (await engine.end("good")).finish_reason == "stop"
+        assert "Paris" in json.loads(engine.text("good"))["capital"]
+        assert isinstance(await engine.end("plain"), base.Finished)
+
+        pieces = [e for e in engine.events if isinstance(e, base.Generated) and e.job == "good"][:5]
+        accepted = tuple(token for piece in pieces for token in piece.tokens)
+        talk = (SYSTEM, Message("user", QUESTIONS[0]))
+        options = Options(schema=json.dumps(schema), max_tokens=60)
+        engine.handle.generate("resumed", talk, options, accepted)
+        assert (await engine.end("resumed")).finish_reason == "stop"
+        whole = "".join(piece.text for piece in pieces) + engine.text("resumed")
+        assert list(json.loads(whole)) == ["capital", "sure"]
+        engine.handle.generate("from text", talk, options, (), '{"capital": "Rome", ')
+        await engine.end("from text")
+        assert json.loads('{"capital": "Rome", ' + engine.text("from text"))["capital"] == "Rome"
+        engine.handle.generate("from prose", talk, options, (), "The capital of")
+        assert (await engine.end("from prose")).reason is Reason.BAD_REQUEST
+        assert engine.handle.pid == pid
+        assert engine.handle.restarts == 0
 
 
 @pytest.mark.model

@@ -118,6 +118,13 @@ async def test_the_official_client_sees_a_whole_answer():
                 stopped = client.chat.completions.create(**body("a b c", stop=[" b"], model="echo"))
                 assert stopped.choices[0].message.content == "echo: a"
                 assert stopped.choices[0].finish_reason == "stop"
+                # An echo has no likelihoods to bend: it takes what it is told, and says what it always says.
+                bent = client.chat.completions.create(
+                    **body("a b", temperature=0.5, presence_penalty=1.0, logit_bias={"5": -100}),
+                    response_format={"type": "json_object"},
+                    extra_body={"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1},
+                )
+                assert bent.choices[0].message.content == "echo: a b"
 
         await trio.to_thread.run_sync(use)
         await it.idle()
@@ -182,6 +189,17 @@ async def test_the_real_model_answers_the_official_client():
                 pieces = list(client.chat.completions.create(**asked, stream=True))
                 text = "".join(p.choices[0].delta.content or "" for p in pieces)
                 assert text == answer.choices[0].message.content
+                schema: Any = {
+                    "type": "object",
+                    "properties": {"capital": {"type": "string", "maxLength": 20}},
+                    "required": ["capital"],
+                }
+                form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+                fitted = client.chat.completions.create(**asked, response_format=form)
+                assert "Paris" in json.loads(fitted.choices[0].message.content or "")["capital"]
+                schema["properties"]["capital"]["pattern"] = "[A-Z].*"
+                with pytest.raises(openai.BadRequestError, match="'pattern' is not supported for string"):
+                    client.chat.completions.create(**asked, response_format=form)
                 long = [{"role": "user", "content": "word " * 3_000}]
                 with pytest.raises(openai.BadRequestError) as caught:
                     client.chat.completions.create(model="auto", messages=long)

@@ -210,3 +210,71 @@ def test_a_long_grammar_is_refused():
 def test_no_grammar_holds_a_parenthesis_outside_of_quotes():
     for schema in SCHEMAS:
         Grammar(gbnf(json.dumps(schema)))  # it reads none
+
+
+# -------------------------------------------------------------------- what a grammar may cost
+
+
+def nested(alternatives: int, levels: int, item: Any) -> str:
+    """A list of one of so many lists of one of so many lists …, in the end of `item`."""
+    defs = {
+        f"l{i}": {
+            "anyOf": [
+                {"items": {"$ref": f"#/$defs/l{i + 1}"}, "maxItems": j + 2} for j in range(alternatives)
+            ]
+        }
+        for i in range(levels)
+    }
+    return json.dumps({"$ref": "#/$defs/l0", "$defs": {**defs, f"l{levels}": item}})
+
+
+def choice(*kinds: Any, **more: Any) -> str:
+    """A tree: each node one of `kinds`, an object whose properties are as given."""
+    nodes = [{"type": "object", "properties": kind, "required": list(kind)[:1]} for kind in kinds]
+    return json.dumps({"anyOf": [*nodes, {"type": "null"}], **more})
+
+
+def test_readings_that_multiply_are_refused():
+    gbnf(nested(2, 8, {"type": "null"}))
+    for schema in (nested(2, 10, {"type": "null"}), nested(2, 8, {"enum": list("abcde")}), nested(9, 5, {})):
+        with pytest.raises(SchemaError, match="begin alike, and within them again"):
+            gbnf(schema)
+
+
+def test_alternatives_that_hold_themselves_must_tell_themselves_apart_at_once():
+    leaf, branch = {"leaf": {"const": 1}}, {"branch": {"const": 1}, "next": {"$ref": "#"}}
+    gbnf(choice(leaf, branch))
+    gbnf(choice({"kind": {"const": "leaf"}}, {"kind": {"const": "branch"}, "next": {"$ref": "#"}}))
+    for kinds in (
+        (
+            {"kind": {"const": "a"}},
+            {"kind": {"const": "ab"}, "next": {"$ref": "#"}},
+            {"kind": {}, "next": {"$ref": "#"}},
+        ),
+        ({"x": {"const": 1}, "next": {"$ref": "#"}}, {"x": {"const": 12}, "y": {}}),
+        ({"x": {}, "a": {"$ref": "#"}}, {"x": {}, "b": {"$ref": "#"}}),
+    ):
+        with pytest.raises(SchemaError, match="begin alike, and within them again"):
+            gbnf(choice(*kinds))
+    same = {"type": "object", "properties": {"next": {"$ref": "#"}}}
+    assert gbnf(json.dumps({"anyOf": [same, {"type": "null"}]}))
+
+
+def test_more_ways_than_can_be_followed_are_refused():
+    names = [f"{i:x}" for i in range(600)]
+    with pytest.raises(SchemaError, match="ways, at most 512"):
+        gbnf(json.dumps({"properties": dict.fromkeys(names, True)}))
+    gbnf(json.dumps({"properties": dict.fromkeys(names, True), "required": names}))
+    with pytest.raises(SchemaError, match="one of 65 objects or lists"):
+        gbnf(json.dumps({"anyOf": [{"items": {"const": i}} for i in range(65)]}))
+
+
+def test_the_same_alternative_by_many_ways_is_one():
+    letters, digits = "abcdeh", "0123456789"
+    defs = {
+        a + i: {"anyOf": [{"$ref": f"#/$defs/{b}{j}"} for j in digits]}
+        for a, b in pairwise(letters)
+        for i in digits
+    }
+    ends = {f"h{i}": {"const": int(i)} for i in digits}
+    assert gbnf(json.dumps({"$ref": "#/$defs/a0", "$defs": {**defs, **ends}}, separators=(",", ":")))
