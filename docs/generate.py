@@ -104,7 +104,19 @@ def _tables() -> str:
         (record, ("SignedRecord", "PeerRecord", "Version", "Capability", "Skill", "ModelInfo", "Load")),
         (
             query,
-            ("Query", "Message", "Options", "Hop", "Accepted", "Search", "Lead", "Chunk", "Ended", "Usage"),
+            (
+                "Query",
+                "Message",
+                "Options",
+                "Hop",
+                "Accepted",
+                "Search",
+                "Lead",
+                "Chunk",
+                "TokenLogprobs",
+                "Ended",
+                "Usage",
+            ),
         ),
         (experience, ("Report", "Row")),
     ]

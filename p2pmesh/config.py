@@ -43,6 +43,8 @@ class Limits:
     """Most tokens a draw may choose among: sorting more costs more than the draw (measured)."""
     logit_bias_max: int = 256
     """Most tokens whose likelihood a query may shift. OpenAI allows 300."""
+    top_logprobs_max: int = 20
+    """Most likely tokens that may be told beside each token of an answer. As OpenAI's."""
     schema_bytes_max: int = 16_384
     """Longest JSON schema of an answer, in UTF-8 bytes. A guess: those of most tools have a few hundred."""
     hops_max: int = 16

@@ -74,6 +74,8 @@ class Options:
     """Token ids of the model that answers, and what is added to their logits: name the model with it."""
     schema: str = ""
     """A JSON schema; the answer is JSON that fits it, if `max_tokens` let it end. Empty: any text."""
+    logprobs: int | None = None
+    """Tells for each token how likely it was, and so many of the likeliest beside it; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,27 @@ class Query:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was to the model itself, before penalties, temperature or a schema had their say."""
+
+    spelled: bytes
+    """What it spells in UTF-8, maybe a part of a character; a control token as templates write it."""
+    logprob: float
+    """Natural logarithm of its probability, `LOGPROB_MIN`..0."""
+    top: tuple[tuple[bytes, float], ...] = ()
+    """The likeliest tokens at its place, the likeliest first."""
+
+
+LOGPROB_MIN = -9_999.0
+"""Stands for a probability of nothing. As OpenAI's."""
+SPELLED_BYTES_MAX = 255
+"""Longest spelling that is told of a token, in bytes; of the longer, the beginning."""
+LOGPROBS_BYTES_MAX = 98_304
+"""All the log-probabilities of a chunk, in bytes on the wire: three quarters of a frame. Where a long stop
+text held many tokens back, the last of them come without their `top`."""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer: the unit of "no gap, no duplicate"."""
 
@@ -198,6 +221,8 @@ class Chunk:
     tokens: tuple[int, ...]
     """Ids in the executor's vocabulary; several where steps were coalesced."""
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of `tokens`, where asked for; an echo has none."""
 
 
 @dataclass(frozen=True)

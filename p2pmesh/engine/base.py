@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from p2pmesh.config import Limits
 from p2pmesh.errors import Reason
-from p2pmesh.query import RANGES, Message, Options, Usage
+from p2pmesh.query import RANGES, Message, Options, TokenLogprobs, Usage
 from p2pmesh.record import ModelInfo
 
 LIMITS = Limits()
@@ -124,6 +124,8 @@ class Generated:
     job: JobId
     tokens: Tokens
     text: str
+    logprobs: Annotated[tuple[TokenLogprobs, ...], msgspec.Meta(max_length=LIMITS.max_tokens_max + 1)] = ()
+    """One for each of `tokens` where `Options.logprobs` asked for it, within `LOGPROBS_BYTES_MAX`."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,8 @@ def _sampling_complaint(options: Options) -> str:
         low, high = RANGES[name]
         if not low <= getattr(options, name) <= high:
             return f"{name} must lie within {low:g}..{high:g}, not {getattr(options, name)}"
+    if not 0 <= (options.logprobs or 0) <= LIMITS.top_logprobs_max:
+        return f"logprobs may tell of at most {LIMITS.top_logprobs_max} others, not {options.logprobs}"
     low, high = RANGES["logit_bias"]
     if len(options.logit_bias) > LIMITS.logit_bias_max:
         return f"logit_bias may shift at most {LIMITS.logit_bias_max} tokens, not {len(options.logit_bias)}"

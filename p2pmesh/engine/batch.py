@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pmesh.errors import ModelLoadError
-from p2pmesh.query import Options
+from p2pmesh.query import LOGPROB_MIN, SPELLED_BYTES_MAX, Options, TokenLogprobs
 
 # Both are read once, when the library is loaded. A spinning OpenMP barrier is five to ten times slower when
 # cores are shared (measured); without the second an abort starts a debugger to print a stack.
@@ -309,6 +309,21 @@ class Context:
     def sample(self, sampler: Sampler, row: int) -> int:
         """Return the next token at a row of the batch just decoded; -1: its grammar allows none."""
         return sampler.sample(self.handle, row)
+
+    def logprobs(self, model: Model, token: int, row: int, top: int) -> TokenLogprobs:
+        """Return how likely `token` was at a row of the batch just decoded, and the `top` likeliest there."""
+        pointer = llama.llama_get_logits_ith(self.handle, row)
+        logits = np.ctypeslib.as_array(pointer, (model.tokens,)).astype(np.float64)
+        likeliest = np.argpartition(logits, -top)[-top:] if top else np.empty(0, np.intp)
+        likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+
+        def told(one: int) -> tuple[bytes, float]:
+            spelled = model.piece(one) or model.control_text(one).encode()
+            return spelled[:SPELLED_BYTES_MAX], min(0.0, max(LOGPROB_MIN, float(logits[one])))
+
+        return TokenLogprobs(*told(token), tuple(told(int(one)) for one in likeliest))
 
     def vector(self, sequence: int) -> NDArray[np.float32]:
         """Return the pooled vector of a sequence of the batch just decoded, scaled to unit length."""

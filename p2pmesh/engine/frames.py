@@ -33,6 +33,7 @@ from p2pmesh.engine.base import (
     Request,
 )
 from p2pmesh.errors import EngineError
+from p2pmesh.query import LOGPROB_MIN, LOGPROBS_BYTES_MAX, SPELLED_BYTES_MAX
 
 FRAME_BYTES_MAX = 1 << 20
 """Longest frame. Room for the longest prompt with every byte escaped, and for 64 vectors of 1 024."""
@@ -133,6 +134,8 @@ class _Reader(Generic[T]):
             value = _rows(value)
         elif isinstance(value, Ready):
             _check_ready(value)
+        elif isinstance(value, Generated) and value.logprobs:
+            _check_logprobs(value)
         return cast(T, value)
 
 
@@ -155,6 +158,19 @@ def _rows(wire: _Vectors) -> Embedded:
     if not 1 <= len(vectors) <= TEXTS_MAX or not np.isfinite(vectors).all():
         raise EngineError("vectors must be finite, and some")
     return Embedded(wire.job, vectors)
+
+
+def _check_logprobs(said: Generated) -> None:
+    """Refuse what the wire would refuse: a link to another peer must not end for what a child says."""
+    size, told = 0, [(token.spelled, token.logprob) for token in said.logprobs]
+    told += [entry for token in said.logprobs for entry in token.top]
+    for spelled, logprob in told:
+        size += 5 + len(spelled)
+        if len(spelled) > SPELLED_BYTES_MAX or not LOGPROB_MIN <= logprob <= 0.0:
+            raise EngineError(f"a log-probability within {LOGPROB_MIN:g}..0, and its spelling, were expected")
+    many = max(len(token.top) for token in said.logprobs) > LIMITS.top_logprobs_max
+    if many or len(said.logprobs) != len(said.tokens) or size + len(said.tokens) > LOGPROBS_BYTES_MAX:
+        raise EngineError("more log-probabilities than tokens, or than a chunk carries")
 
 
 def _check_ready(ready: Ready) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
 from p2pmesh.engine.grammar import SchemaError, gbnf
 from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
-from p2pmesh.query import Message, Usage
+from p2pmesh.query import LOGPROBS_BYTES_MAX, Message, TokenLogprobs, Usage
 from p2pmesh.record import ModelInfo
 
 PREFIX_TOKENS_MAX = 512
@@ -64,6 +64,8 @@ class _Job:
     written: int = 0
     accepted: int = 0
     """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the tokens that are held back, where asked for."""
     known: int = 0
     """Tokens of its prompt that an earlier prompt shares: where the common prefix is taken."""
 
@@ -273,6 +275,8 @@ class Schedule:
         if self._model.ends(token):
             self._finish(job, "stop", events)
             return
+        if (top := job.request.options.logprobs) is not None:
+            job.logprobs.append(self._context.logprobs(self._model, token, row, top))
         job.last = token
         job.written += 1
         self._say(job, job.text.push(token, self._model.piece(token)), events)
@@ -291,7 +295,17 @@ class Schedule:
     def _say(self, job: _Job, released: tuple[tuple[int, ...], str], events: list[Event]) -> None:
         tokens, text = released
         if tokens:
-            events.append(Generated(job.id, tokens, text))
+            told, job.logprobs = job.logprobs[: len(tokens)], job.logprobs[len(tokens) :]
+            events.append(Generated(job.id, tokens, text, _within_a_chunk(told)))
+
+
+def _within_a_chunk(logprobs: list[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    """Leave out the likeliest of the last tokens where a chunk could not carry them all."""
+    room, told = LOGPROBS_BYTES_MAX - sum(6 + len(token.spelled) for token in logprobs), []
+    for token in logprobs:
+        room -= sum(5 + len(spelled) for spelled, _ in token.top)
+        told.append(token if room >= 0 else replace(token, top=()))
+    return tuple(told)
 
 
 def _common(a: Tokens, b: Tokens) -> int:

@@ -73,7 +73,13 @@ class ChatReply:
 
     def _whole(self, answer: Answer) -> Response:
         body = openai.completion(
-            answer.id, int(time.time()), answer.model, answer.text, answer.finish_reason, answer.usage
+            answer.id,
+            int(time.time()),
+            answer.model,
+            answer.text,
+            answer.finish_reason,
+            answer.usage,
+            answer.logprobs,
         )
         return JSONResponse({**body, "p2pmesh": _hops(answer)}, headers=_way(answer))
 
@@ -93,7 +99,7 @@ class ChatReply:
             first = openai.chunk(answer.id, created, model, "", first=True)
             await event({**first, "p2pmesh": _hops(answer)})
             async for piece in answer:
-                await event(openai.chunk(answer.id, created, model, piece.text))
+                await event(openai.chunk(answer.id, created, model, piece.text, told=piece.logprobs))
             model = answer.model
             await event(openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason))
             if self._request.wants_usage:

@@ -7,13 +7,14 @@ ignored, since clients send a good deal of it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from p2pmesh.config import Limits
 from p2pmesh.errors import QueryError, Reason
-from p2pmesh.query import AUTO, RANGES, Message, Options, Usage
+from p2pmesh.query import AUTO, RANGES, Message, Options, TokenLogprobs, Usage
 
 STATUS = {
     Reason.OVERLOADED: 503,
@@ -88,6 +89,7 @@ class ChatRequest(msgspec.Struct):
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     response_format: _ResponseFormat | None = None
@@ -125,7 +127,7 @@ def _wrong_shape(complaint: str) -> BadRequest:
 def _refuse_unsupported(request: ChatRequest) -> None:
     if request.n not in (None, 1):
         raise BadRequest("n: one answer at a time is given here", "n")
-    for name in ("tools", "functions", "logprobs"):
+    for name in ("tools", "functions"):
         if getattr(request, name):
             raise BadRequest(f"{name} are not supported", name, "unsupported_parameter")
 
@@ -173,7 +175,17 @@ def options(request: ChatRequest, limits: Limits) -> Options:
         presence_penalty=_ranged(request, "presence_penalty"),
         logit_bias=_logit_bias(request.logit_bias or {}, limits),
         schema=_schema(request.response_format or _ResponseFormat(), limits),
+        logprobs=_logprobs(request, limits),
     )
+
+
+def _logprobs(request: ChatRequest, limits: Limits) -> int | None:
+    if not request.logprobs:
+        if request.top_logprobs is not None:
+            raise BadRequest("top_logprobs needs logprobs to be true", "top_logprobs")
+        return None
+    top: int = _within("top_logprobs", request.top_logprobs, 0, 0, limits.top_logprobs_max)
+    return top
 
 
 def _ranged(request: ChatRequest, name: str) -> Any:
@@ -231,8 +243,30 @@ def usage(value: Usage) -> dict[str, int]:
     }
 
 
+def logprobs(values: Iterable[TokenLogprobs]) -> dict[str, Any] | None:
+    """Return how likely tokens were, as OpenAI tells it; None where nothing is known."""
+    content = [
+        {
+            **_told(value.spelled, value.logprob),
+            "top_logprobs": [_told(spelled, logprob) for spelled, logprob in value.top],
+        }
+        for value in values
+    ]
+    return {"content": content} if content else None
+
+
+def _told(spelled: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": spelled.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(spelled)}
+
+
 def completion(
-    ident: str, created: int, model: str, text: str, finish_reason: str, spent: Usage
+    ident: str,
+    created: int,
+    model: str,
+    text: str,
+    finish_reason: str,
+    spent: Usage,
+    told: Iterable[TokenLogprobs] = (),
 ) -> dict[str, Any]:
     """Return the body of a whole answer."""
     return {
@@ -245,7 +279,7 @@ def completion(
                 "index": 0,
                 "message": {"role": "assistant", "content": text},
                 "finish_reason": finish_reason,
-                "logprobs": None,
+                "logprobs": logprobs(told),
             }
         ],
         "usage": usage(spent),
@@ -260,12 +294,13 @@ def chunk(
     *,
     first: bool = False,
     finish_reason: str | None = None,
+    told: Iterable[TokenLogprobs] = (),
 ) -> dict[str, Any]:
     """Return one piece of a streamed answer."""
     delta: dict[str, str] = {"role": "assistant"} if first else {}
     if text is not None:
         delta["content"] = text
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs(told)}
     return _chunk(ident, created, model, [choice])
 
 

@@ -13,7 +13,7 @@ import trio
 
 from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
 from p2pmesh.protocol import events as e
-from p2pmesh.query import Chunk, Ended, Hop, QueryId, Usage
+from p2pmesh.query import Chunk, Ended, Hop, QueryId, TokenLogprobs, Usage
 from p2pmesh.record import PeerId
 
 _ERRORS: dict[Reason, type[QueryError]] = {
@@ -35,6 +35,8 @@ class Answer:
         self._rate = rate
         self.text = ""
         """What has arrived so far."""
+        self.logprobs: list[TokenLogprobs] = []
+        """One for each token that has arrived, where `Options.logprobs` asked for it."""
         self.usage = Usage()
         self.finish_reason = ""
         self.model = ""
@@ -108,6 +110,7 @@ class Answer:
                     self.path = path
                 case Chunk() as chunk:
                     self.text += chunk.text
+                    self.logprobs += chunk.logprobs
                     self.first_at = trio.current_time() if math.isnan(self.first_at) else self.first_at
                     self._chunks.append(chunk)
                 case Ended() as ended:

@@ -144,7 +144,7 @@ class Models:
                 _log.log(level, "the model %s is down: %s", name or "of the embedder", event.detail)
                 self._describe()
             case base.Generated():
-                self._feed(e.Generated(*_of_job(event.job), event.tokens, event.text))
+                self._feed(e.Generated(*_of_job(event.job), event.tokens, event.text, event.logprobs))
             case base.Finished():
                 self._feed(e.Finished(*_of_job(event.job), event.usage, event.finish_reason))
             case base.Failed():

@@ -21,6 +21,7 @@ from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN
 from p2pmesh.protocol.experience import Report, Row
 from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX, LEADS_MAX
 from p2pmesh.query import (
+    LOGPROBS_BYTES_MAX,
     RANGES,
     Accepted,
     Chunk,
@@ -222,6 +223,7 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         f.number(*RANGES["presence_penalty"]),
         f.many(bias, limits.logit_bias_max),
         f.text(limits.schema_bytes_max),
+        f.maybe(f.integer(0, limits.top_logprobs_max)),
     )
     accepted = f.struct(
         Accepted,
@@ -264,6 +266,28 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
     return {"query": query_within, "path": f.many(hop, limits.hops_max + 1)}
 
 
+def _chunk(limits: Limits) -> f.Field:
+    count = f.integer(0, _COUNT_MAX)
+    chunk = f.growing(
+        Chunk,
+        5,
+        f.query_id(),
+        f.integer(0, 255),
+        count,
+        f.many(count, _TOKENS_MAX),
+        f.text(limits.chunk_bytes_max),
+        f.logprobs(LOGPROBS_BYTES_MAX, _TOKENS_MAX, limits.top_logprobs_max),
+    )
+
+    def unpack(raw: Any) -> Chunk:
+        unpacked = cast(Chunk, chunk.unpack(raw))
+        if len(unpacked.logprobs) not in (0, len(unpacked.tokens)):
+            f.bad(f"{len(unpacked.logprobs)} log-probabilities of {len(unpacked.tokens)} tokens")
+        return unpacked
+
+    return f.Field(chunk.pack, unpack)
+
+
 def _report(limits: Limits) -> f.Field:
     row = f.struct(
         Row,
@@ -301,9 +325,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     updates = f.many(update, 64)
     lines = f.many(f.struct(m.Line, peer, _version(), f.integer(0, m.DISTANCE_MAX)), limits.digest_max)
     parts = _query_schema(limits)
-    chunk = f.struct(
-        Chunk, *ident, count, f.many(f.integer(0, _COUNT_MAX), _TOKENS_MAX), f.text(limits.chunk_bytes_max)
-    )
+    chunk = _chunk(limits)
     ended = f.struct(
         Ended,
         f.struct(Usage, count, count),

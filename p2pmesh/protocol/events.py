@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.messages import PeerMessage
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Usage
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, TokenLogprobs, Usage
 from p2pmesh.record import Capability, PeerId, Vector
 
 
@@ -92,6 +92,7 @@ class Generated:
     attempt: int
     tokens: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

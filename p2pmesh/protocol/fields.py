@@ -10,16 +10,19 @@ import dataclasses
 import math
 from collections.abc import Callable
 from enum import Enum
+from struct import Struct
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import numpy as np
 
 from p2pmesh.errors import RemoteProtocolError
+from p2pmesh.query import LOGPROB_MIN, TokenLogprobs
 from p2pmesh.record import Vector
 
 T = TypeVar("T")
 
 _HEX = frozenset("0123456789abcdef")
+_ENTRY = Struct("<fB")
 SECONDS_MAX = 1e7
 """Longest time that is told: four months."""
 
@@ -125,6 +128,43 @@ def token_ids(count_max: int) -> Field:
         return tuple(ids.tolist())
 
     return Field(lambda ids: np.asarray(ids, dtype="<i4").tobytes(), unpack)
+
+
+def logprobs(bytes_max: int, count_max: int, top_max: int) -> Field:
+    """Those of at most `count_max` tokens as one run of bytes: for each, how many entries follow, its own the
+    first; of an entry its value (little-endian float32), and its spelling behind its length."""
+
+    def unpack(raw: Any) -> tuple[TokenLogprobs, ...]:
+        data = binary(bytes_max).unpack(raw)
+        found: list[TokenLogprobs] = []
+        at = 0
+        while at < len(data):
+            count, at = data[at], at + 1
+            if not 1 <= count <= top_max + 1 or len(found) == count_max:
+                bad(f"expected at most {count_max} tokens, each with at most {top_max} others")
+            entries = []
+            for _ in range(count):
+                if len(data) < at + _ENTRY.size:
+                    bad("log-probabilities break off")
+                value, length = _ENTRY.unpack_from(data, at)
+                at += _ENTRY.size + length
+                if at > len(data) or not LOGPROB_MIN <= value <= 0.0:
+                    bad(f"expected a log-probability within {LOGPROB_MIN:g}..0, and its spelling")
+                entries.append((data[at - length : at], value))
+            found.append(TokenLogprobs(*entries[0], tuple(entries[1:])))
+        return tuple(found)
+
+    return Field(pack_logprobs, unpack)
+
+
+def pack_logprobs(values: tuple[TokenLogprobs, ...]) -> bytes:
+    """Return `values` as they travel."""
+    parts = []
+    for value in values:
+        parts.append(bytes([1 + len(value.top)]))
+        for spelled, logprob in ((value.spelled, value.logprob), *value.top):
+            parts += [_ENTRY.pack(logprob, len(spelled)), spelled]
+    return b"".join(parts)
 
 
 def boolean() -> Field:

@@ -243,9 +243,9 @@ class Relay:
         """Our model wrote something."""
         flight = self.flights.here(event.query_id, event.attempt)
         if flight is not None:
-            chunk = Chunk(event.query_id, event.attempt, flight.index, event.tokens, event.text)
+            said = (event.tokens, event.text, event.logprobs)
             self._local.progressed(event.query_id, len(event.tokens))
-            self.flights.pass_up(flight, chunk, now)
+            self.flights.pass_up(flight, Chunk(event.query_id, event.attempt, flight.index, *said), now)
 
     def finished(self, event: Finished, now: float) -> None:
         """Our model is done."""

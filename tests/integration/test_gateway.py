@@ -125,6 +125,8 @@ async def test_the_official_client_sees_a_whole_answer():
                     extra_body={"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1},
                 )
                 assert bent.choices[0].message.content == "echo: a b"
+                told = client.chat.completions.create(**body("a"), logprobs=True, top_logprobs=2)
+                assert told.choices[0].logprobs is None
 
         await trio.to_thread.run_sync(use)
         await it.idle()
@@ -189,6 +191,20 @@ async def test_the_real_model_answers_the_official_client():
                 pieces = list(client.chat.completions.create(**asked, stream=True))
                 text = "".join(p.choices[0].delta.content or "" for p in pieces)
                 assert text == answer.choices[0].message.content
+                told = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3)
+                assert told.choices[0].logprobs is not None
+                content = told.choices[0].logprobs.content or []
+                assert len(content) == told.usage.completion_tokens
+                assert "".join(one.token for one in content) == told.choices[0].message.content == text
+                # Greedy: what was taken is the likeliest.
+                assert all(
+                    one.token == one.top_logprobs[0].token and len(one.top_logprobs) == 3 for one in content
+                )
+                streamed = client.chat.completions.create(**asked, stream=True, logprobs=True)
+                parts = [p.choices[0].logprobs for p in streamed if p.choices and p.choices[0].logprobs]
+                again = [one for part in parts for one in part.content or []]
+                assert [one.token for one in again] == [one.token for one in content]
+                assert not any(one.top_logprobs for one in again)
                 schema: Any = {
                     "type": "object",
                     "properties": {"capital": {"type": "string", "maxLength": 20}},

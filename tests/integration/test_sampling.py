@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,21 @@ def test_it_does_not_go_on_after_what_the_schema_forbids(row: Row):
     sampler = row.sampler(LIST, row.model.tokenize("[1,2]", control=False))
     assert row.say(sampler, 1) == [], "it is whole, and can only end"
     sampler.close()
+
+
+def test_how_likely_a_token_was_is_what_the_model_thought(row: Row):
+    (likeliest,) = row.speak(1)
+    told = row.context.logprobs(row.model, likeliest, row._part.row, 20)
+    values = [value for _, value in told.top]
+    assert (told.spelled, told.logprob) == told.top[0] == (row.model.piece(likeliest), values[0])
+    assert values == sorted(values, reverse=True)
+    assert 0.0 < sum(map(math.exp, values)) < 1.0
+    assert row.context.logprobs(row.model, likeliest, row._part.row, 0).top == ()
+    drawn = Counter(row.speak(400, temperature=1.0, top_k=256))
+    assert drawn[likeliest] / 400 == pytest.approx(math.exp(told.logprob), abs=0.1)
+    end = row.context.logprobs(row.model, row.model.eos, row._part.row, 0)
+    assert end.spelled == b"<|im_end|>"
+    assert end.logprob < values[-1]
 
 
 @pytest.mark.parametrize("grammar", ["root ::= (", 'root ::= root "a"', "root ::= nothing", 'other ::= "a"'])

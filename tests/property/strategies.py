@@ -19,6 +19,7 @@ from p2pmesh.query import (
     Query,
     QueryId,
     Search,
+    TokenLogprobs,
     Usage,
 )
 from p2pmesh.record import Capability, Load, ModelInfo, PeerId, Skill, Version
@@ -76,7 +77,26 @@ options = st.builds(
     st.just(0.0) | st.floats(-2.0, 2.0),
     st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100.0, 100.0)), max_size=256).map(tuple),
     words | st.just("x" * 16_384),
+    st.none() | st.integers(0, 20),
 )
+log_probabilities = st.floats(-9_999.0, 0.0, width=32)
+spelled = st.binary(max_size=4) | st.just(b"x" * 255)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> Chunk:
+    """A piece of an answer, of whose tokens all are told how likely they were, or none."""
+    ids = draw(tokens)
+    told = st.builds(
+        TokenLogprobs,
+        spelled,
+        log_probabilities,
+        st.lists(st.tuples(spelled, log_probabilities), max_size=3).map(tuple),
+    )
+    logprobs = draw(st.just(()) | st.lists(told, min_size=len(ids), max_size=len(ids)).map(tuple))
+    return Chunk(draw(query_ids), draw(attempts), draw(counts), ids, draw(words), logprobs)
+
+
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=5).map(tuple)
 leads = st.builds(
     Lead,
@@ -159,7 +179,7 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
         st.lists(peers, max_size=32).map(tuple),
         peers | st.just(PeerId("")),
     ),
-    st.builds(m.Tokens, st.builds(Chunk, query_ids, attempts, counts, tokens, words)),
+    st.builds(m.Tokens, chunks()),
     st.builds(m.End, query_ids, attempts, counts, ended),
     st.builds(m.Error, query_ids, attempts, reasons, words, st.lists(peers, max_size=32).map(tuple)),
     st.builds(m.Cancel, query_ids, attempts),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from p2pmesh.engine import base, frames
 from p2pmesh.errors import EngineError, Reason
-from p2pmesh.query import Message, Options, Usage
+from p2pmesh.query import Message, Options, TokenLogprobs, Usage
 from p2pmesh.record import ModelInfo
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -31,6 +31,7 @@ options = st.builds(
     *[st.floats(-2, 2)] * 4,
     st.lists(st.tuples(counts, st.floats(-100, 100)), max_size=3).map(tuple),
     text,
+    st.none() | st.integers(0, 20),
 )
 requests = st.one_of(
     st.builds(base.Load, path=text, name=text, tokens_per_s=speeds, slots=st.integers(1, 64)),
@@ -38,12 +39,19 @@ requests = st.one_of(
     st.builds(base.Embed, jobs, st.lists(text, min_size=1, max_size=3).map(tuple)),
     st.builds(base.Abort, jobs),
 )
+entries = st.tuples(st.binary(max_size=9), st.floats(-9_999, 0))
+logprobs = st.builds(
+    lambda own, top: TokenLogprobs(*own, top), entries, st.lists(entries, max_size=20).map(tuple)
+)
 digests = st.sampled_from(["", "0f" * 32])
 info = st.builds(ModelInfo, text, digests, st.integers(1, 2**31), speeds, speeds, st.integers(1, 64))
 events = st.one_of(
     st.builds(base.Ready, info, st.integers(0, 1024), text, counts),
     st.builds(base.LoadFailed, text),
     st.builds(base.Generated, jobs, st.lists(counts, max_size=4).map(tuple), text),
+    st.builds(
+        base.Generated, jobs, st.tuples(counts, counts), text, st.tuples(logprobs, logprobs) | st.just(())
+    ),
     st.builds(base.Finished, jobs, st.builds(Usage, counts, counts), st.sampled_from(["stop", "length"])),
     st.builds(base.Failed, jobs, st.sampled_from(Reason), text, st.none() | counts),
     st.just(base.Alive()),
@@ -105,6 +113,11 @@ def packed(tag: int, *fields: object, **named: object) -> bytes:
     return framed(msgspec.msgpack.encode((tag, named or fields)))
 
 
+def said(*logprobs: TokenLogprobs) -> bytes:
+    tokens = (1,) * (1 if len(logprobs) == 2 else len(logprobs))
+    return frames.encode(base.Generated("a", tokens, "", logprobs))
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -116,6 +129,13 @@ def packed(tag: int, *fields: object, **named: object) -> bytes:
         packed(18, job="a", tokens=["1"], text=""),
         packed(18, job="a", tokens=[0] * 8_194, text=""),
         packed(18, job="a", tokens=[]),
+        said(TokenLogprobs(b"a", -1.0), TokenLogprobs(b"a", -1.0)),
+        said(TokenLogprobs(b"a", 0.1)),
+        said(TokenLogprobs(b"a", float("nan"))),
+        said(TokenLogprobs(b"a", -1.0, ((b"b", -1e9),))),
+        said(TokenLogprobs(b"a" * 256, -1.0)),
+        said(TokenLogprobs(b"a", -1.0, ((b"b", -1.0),) * 21)),
+        said(*[TokenLogprobs(b"a" * 99, -1.0, ((b"b" * 99, -1.0),) * 20)] * 99),
         packed(19, job="a", usage={"prompt_tokens": 1}, finish_reason="bored"),
         packed(20, job="a", reason="because"),
         packed(20, job="a", reason="engine_failed", detail="x" * 2_001),

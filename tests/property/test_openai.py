@@ -28,6 +28,7 @@ FIELDS = [
     "stop",
     "n",
     "logprobs",
+    "top_logprobs",
     "tools",
     "functions",
     "response_format",
@@ -65,6 +66,7 @@ def read(body: bytes) -> None:
         assert 1 <= options.max_tokens <= LIMITS.max_tokens_max
         assert options.seed is None or 0 <= options.seed < 2**32
         assert 0 <= options.top_k <= LIMITS.top_k_max
+        assert options.logprobs is None or 0 <= options.logprobs <= LIMITS.top_logprobs_max
         assert all(0 <= token < 2**31 and -100 <= bias <= 100 for token, bias in options.logit_bias)
         for name in ("min_p", "repeat_penalty", "frequency_penalty", "presence_penalty"):
             assert RANGES[name][0] <= getattr(options, name) <= RANGES[name][1]

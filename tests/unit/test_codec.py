@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.experience import Report, Row
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, TokenLogprobs, Usage
 from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Skill, Version
 from p2pmesh.sim.world import World
 from tests.machines import MODEL, A, B, query, signed
@@ -37,7 +38,7 @@ EVERY: list[m.PeerMessage] = [
     m.LoadReport(Load(1.5, 2, 3, (0.5, 1.0), 4.5, (b"\xff" * 8, bytes(8)), 0.25)),
     m.Forward(
         query(
-            options=Options(9, 0.5, 0.9, 7, ("END",), 40, 0.05, 1.1, -2.0, 2.0, ((7, -100.0),), "{}"),
+            options=Options(9, 0.5, 0.9, 7, ("END",), 40, 0.05, 1.1, -2.0, 2.0, ((7, -100.0),), "{}", 20),
             path=HOPS,
             excluded=(B,),
             space="s",
@@ -47,7 +48,7 @@ EVERY: list[m.PeerMessage] = [
     ),
     m.Accept("ab" * 16, 1, True, 2.5, HOPS, "00" * 32),  # type: ignore[arg-type]
     m.Refuse("ab" * 16, 1, Reason.OVERLOADED, "full", 3.0, 12, (A,)),  # type: ignore[arg-type]
-    m.Tokens(Chunk("ab" * 16, 1, 2, (3, 4), "täxt")),  # type: ignore[arg-type]
+    m.Tokens(Chunk("ab" * 16, 1, 2, (3,), "ä", (TokenLogprobs(b"\xc3", -0.5, ((b"", -9_999.0),)),))),  # type: ignore[arg-type]
     m.End("ab" * 16, 1, 3, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
     m.Error("ab" * 16, 1, Reason.ENGINE_FAILED, "boom", (A,)),  # type: ignore[arg-type]
     m.Cancel("ab" * 16, 1),  # type: ignore[arg-type]
@@ -244,6 +245,7 @@ def test_garbage_is_named_by_its_field() -> None:
         (m.Forward(query(options=Options(logit_bias=((1, 101.0),)))), "logit_bias"),
         (m.Forward(query(options=Options(logit_bias=((1, 2, 3),)))), "cannot be encoded"),  # type: ignore[arg-type]
         (m.Forward(query(options=Options(schema="x" * 16_385))), "schema"),
+        (m.Forward(query(options=Options(logprobs=21))), "logprobs"),
         (m.Forward(query(options=Options(schema="\ud800"))), "cannot be encoded"),
         (m.Forward(query(options=Options(temperature=10**400))), "cannot be encoded"),  # type: ignore[arg-type]
         (m.Forward(query(options=Options(temperature="hot"))), "cannot be encoded"),  # type: ignore[arg-type]
@@ -270,8 +272,8 @@ def test_what_is_not_asked_for_costs_no_bytes() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ((1, 0.0, 1.0, None), "expected the 5 to 12 fields of Options"),
-        ((1, 0.0, 1.0, None, (), *[0] * 8), "expected the 5 to 12 fields of Options"),
+        ((1, 0.0, 1.0, None), "expected the 5 to 13 fields of Options"),
+        ((1, 0.0, 1.0, None, (), *[0] * 9), "expected the 5 to 13 fields of Options"),
         ((1, 0.0, 1.0, None, (), 1.0), "top_k"),
         ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, (1, 2.0)), "logit_bias: expected a pair"),
         ((1, 0.0, 1.0, None, (), 0, 0.0, 1.0, 0.0, 0.0, ((1,),)), "logit_bias: expected a pair"),
@@ -284,6 +286,40 @@ def test_options_that_are_none_are_refused_by_name(fields: tuple[Any, ...], said
     assert CODEC.decode(frame(tag, asked)) == m.Forward(query())
     with pytest.raises(RemoteProtocolError, match=said):
         CODEC.decode(frame(tag, (*asked[:3], fields, *asked[4:])))
+
+
+OWN = struct.pack("<BfB", 1, -1.0, 1) + b"a"
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (b"", ""),
+        (OWN, ""),
+        (OWN * 2, "2 log-probabilities of 1 tokens"),
+        (OWN[:-1], "within -9999..0, and its spelling"),
+        (OWN[:3], "break off"),
+        (struct.pack("<B", 2) + OWN[1:], "break off"),
+        (struct.pack("<B", 0), "at most 20 others"),
+        (struct.pack("<B", 22) + OWN[1:] * 22, "at most 20 others"),
+        (struct.pack("<B", 21) + OWN[1:] * 21, ""),
+        (struct.pack("<BfB", 1, 0.5, 0), "within -9999..0"),
+        (struct.pack("<BfB", 1, float("nan"), 0), "within -9999..0"),
+        (struct.pack("<BfB", 1, -1e30, 0), "within -9999..0"),
+        (OWN * 1_025, "at most 1024 tokens"),
+        (bytes(98_305), "at most 98304 bytes"),
+        ("text", "at most 98304 bytes"),
+    ],
+)
+def test_log_probabilities_that_are_none_are_refused(told: Any, said: str) -> None:
+    data = frame(12, ("ab" * 16, 0, 0, (7,), "a", told))
+    if not said:
+        chunk = CODEC.decode(data)
+        assert isinstance(chunk, m.Tokens)
+        assert len(chunk.chunk.logprobs) == (1 if told else 0)
+    else:
+        with pytest.raises(RemoteProtocolError, match=said):
+            CODEC.decode(data)
 
 
 def test_only_queries_and_records_may_be_large() -> None:

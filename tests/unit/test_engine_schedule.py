@@ -15,13 +15,16 @@ import pytest
 
 pytest.importorskip("llama_cpp", reason="the schedule drives llama.cpp's samplers")
 
-from p2pmesh.engine import schedule
+from p2pmesh.config import Limits
+from p2pmesh.engine import frames, schedule
 from p2pmesh.engine.base import Embed, Embedded, Event, Failed, Finished, Generate, Generated, Load, Ready
 from p2pmesh.engine.batch import Part
 from p2pmesh.engine.schedule import FAILURES_MAX, Schedule
 from p2pmesh.engine.vectors import Vectors
 from p2pmesh.errors import EngineError, Reason
-from p2pmesh.query import Message, Options, Usage
+from p2pmesh.protocol.codec import Codec
+from p2pmesh.protocol.messages import Tokens
+from p2pmesh.query import Chunk, Message, Options, QueryId, TokenLogprobs, Usage
 from p2pmesh.record import ModelInfo
 
 END = 300
@@ -80,6 +83,9 @@ class FakeContext:
     def sample(self, sampler: object, row: int) -> int:
         code = zlib.crc32(np.array(self.held[self._rows[row]], np.int32).tobytes())
         return END if code % 23 == 0 else 97 + code % 26
+
+    def logprobs(self, model: FakeModel, token: int, row: int, top: int) -> TokenLogprobs:
+        return TokenLogprobs(model.piece(token), -float(row), ((b"x" * 255, -1.0),) * top)
 
     def vector(self, sequence: int) -> Any:
         return np.full(4, float(sum(self.held.pop(sequence))), np.float32)
@@ -321,6 +327,8 @@ def test_stop_texts_cut_and_what_users_write_is_no_control_token():
         {"repeat_penalty": 0.0},
         {"frequency_penalty": 2.1},
         {"presence_penalty": -2.1},
+        {"logprobs": -1},
+        {"logprobs": 21},
         {"logit_bias": ((1, 0.0),) * 257},
         {"logit_bias": ((-1, 0.0),)},
         {"logit_bias": ((1, float("inf")),)},
@@ -336,6 +344,37 @@ def test_bad_options_are_refused(options: dict[str, Any]):
     assert isinstance(failed, Failed)
     assert failed.reason is Reason.BAD_REQUEST
     assert next(iter(options)).partition("_")[0] in failed.detail, "it does not say what is wrong"
+
+
+def test_each_token_comes_with_how_likely_it_was_also_when_it_was_held_back():
+    whole = alone("tell me")
+    for stop in ((), (whole[2:] + "?",)):  # the second never comes, and holds all but two back
+        world = World()
+        world.ask("a", "tell me", logprobs=2, stop=stop)
+        world.run()
+        pieces = [e for e in world.events if isinstance(e, Generated)]
+        assert [len(p.logprobs) for p in pieces] == [len(p.tokens) for p in pieces]
+        told = [one for p in pieces for one in p.logprobs]
+        assert b"".join(one.spelled for one in told).decode() == whole
+        assert all(len(one.top) == 2 for one in told)
+        assert (len(pieces) == len(told)) == (not stop)
+    world.ask("b", "tell me")
+    world.run()
+    assert not any(e.logprobs for e in world.events if isinstance(e, Generated) and e.job == "b")
+
+
+def test_of_more_log_probabilities_than_a_chunk_carries_the_last_lack_the_likeliest():
+    world = World()
+    world.context.sample = lambda sampler, row: ord("b")  # type: ignore[method-assign]
+    world.ask("a", "x", logprobs=20, max_tokens=60, stop=("b" * 100,))
+    world.run()
+    (piece,) = (e for e in world.events if isinstance(e, Generated))
+    assert len(piece.logprobs) == 60
+    tops = [len(one.top) for one in piece.logprobs]
+    assert tops == sorted(tops, reverse=True)
+    assert set(tops) == {0, 20}
+    assert frames.EventReader().feed(frames.encode(piece)) == [piece]
+    Codec(Limits()).check(Tokens(Chunk(QueryId("0" * 32), 0, 0, piece.tokens, piece.text, piece.logprobs)))
 
 
 def test_an_answer_that_no_token_can_go_on_with_fails_alone():

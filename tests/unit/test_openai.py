@@ -10,7 +10,7 @@ import pytest
 from p2pmesh.config import Limits
 from p2pmesh.errors import QueryError, Reason
 from p2pmesh.gateway import openai
-from p2pmesh.query import Message, Options, Usage
+from p2pmesh.query import Message, Options, TokenLogprobs, Usage
 
 LIMITS = Limits()
 USER = [{"role": "user", "content": "x"}]
@@ -80,6 +80,28 @@ def test_fields_that_are_null_are_not_given():
     assert read(**dict.fromkeys(more))[2] == Options()
 
 
+def test_how_likely_tokens_were_is_asked_for_and_told():
+    assert read(logprobs=False)[2].logprobs is None
+    assert read(logprobs=True)[2].logprobs == 0
+    assert read(logprobs=True, top_logprobs=20)[2].logprobs == 20
+    told = (TokenLogprobs(b"a", -0.5, ((b"\xc3", -0.25),)), TokenLogprobs(b"", -9_999.0))
+    expected = {
+        "content": [
+            {
+                "token": "a",
+                "logprob": -0.5,
+                "bytes": [97],
+                "top_logprobs": [{"token": "\ufffd", "logprob": -0.25, "bytes": [195]}],
+            },
+            {"token": "", "logprob": -9_999.0, "bytes": [], "top_logprobs": []},
+        ]
+    }
+    assert openai.chunk("i", 1, "m", "a", told=told)["choices"][0]["logprobs"] == expected
+    whole = openai.completion("i", 1, "m", "a", "stop", Usage(1, 2), told)
+    assert whole["choices"][0]["logprobs"] == expected
+    assert openai.chunk("i", 1, "m", "a")["choices"][0]["logprobs"] is None
+
+
 def test_a_schema_is_passed_on_as_it_came():
     form = {
         "type": "json_schema",
@@ -144,7 +166,9 @@ def test_every_shape_of_a_message_is_a_text():
         ({"n": 2}, "n", "invalid_request"),
         ({"tools": [{}]}, "tools", "unsupported_parameter"),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
+        ({"logprobs": False, "top_logprobs": 2}, "top_logprobs", "invalid_request"),
+        ({"logprobs": 2}, "logprobs", "invalid_request"),
         ({"response_format": {"type": "grammar"}}, "response_format", "unsupported_parameter"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_request"),
         (

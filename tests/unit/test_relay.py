@@ -10,7 +10,7 @@ from p2pmesh.config import Config, Limits, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, TokenLogprobs, Usage
 from p2pmesh.record import Capability, PeerId
 from p2pmesh.sim.world import World
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
@@ -57,8 +57,9 @@ def test_a_question_asked_here_is_placed_streamed_and_ended_here() -> None:
     [placed] = of(effects, e.Deliver)
     assert isinstance(placed.item, e.Placed)
     assert [hop.peer for hop in placed.item.path] == [ME]
-    [piece] = of(bench.handle(e.Generated(ID, 0, (7, 8), "two")), e.Deliver)
-    assert piece.item == Chunk(ID, 0, 0, (7, 8), "two")
+    told = (TokenLogprobs(b"t", -0.5), TokenLogprobs(b"wo", -1.5))
+    [piece] = of(bench.handle(e.Generated(ID, 0, (7, 8), "two", told)), e.Deliver)
+    assert piece.item == Chunk(ID, 0, 0, (7, 8), "two", told)
     [whole] = of(bench.handle(e.Finished(ID, 0, Usage(3, 2), "stop")), e.Deliver)
     assert isinstance(whole.item, Ended)
     assert (whole.item.model, whole.item.digest) == (MODEL.name, MODEL.digest)
