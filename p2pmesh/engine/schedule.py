@@ -269,8 +269,9 @@ class Schedule:
         token = self._context.sample(job.sampler, row)
         if token < 0:
             self._leave(job)
-            detail = "no token of the model's vocabulary goes on as the schema demands"
-            events.append(Failed(job.id, Reason.ENGINE_FAILED, detail))
+            # Nobody's engine is at fault: another of the same model could not either.
+            detail = "the schema demands characters that this model's vocabulary cannot spell"
+            events.append(Failed(job.id, Reason.BAD_REQUEST, detail))
             return
         if self._model.ends(token):
             self._finish(job, "stop", events)

@@ -46,7 +46,7 @@ class Row:
         said: list[int] = []
         while len(said) < count:
             token = self.context.sample(sampler, self._part.row)
-            assert token >= 0
+            assert token >= 0, "nothing is legal"
             if self.model.ends(token):
                 break
             said.append(token)
@@ -163,6 +163,13 @@ def test_a_bias_for_what_the_schema_forbids_does_not_break_it(row: Row):
     (brace,) = row.model.tokenize("{", control=False)
     said = row.text(row.speak(9, '{"enum": [true, false]}', logit_bias=((brace, 100.0),), temperature=1.0))
     assert said in ("true", "false")
+
+
+def test_what_the_vocabulary_cannot_spell_is_noticed(row: Row):
+    sampler = row.sampler(json.dumps({"const": "\U0009ef80"}))
+    with pytest.raises(AssertionError, match="nothing is legal"):
+        row.say(sampler, 20)
+    sampler.close()
 
 
 def test_it_does_not_go_on_after_what_the_schema_forbids(row: Row):

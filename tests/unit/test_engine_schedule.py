@@ -387,7 +387,7 @@ def test_an_answer_that_no_token_can_go_on_with_fails_alone():
     world.run()
     failed = world.end("1")
     assert isinstance(failed, Failed)
-    assert failed.reason is Reason.ENGINE_FAILED
+    assert failed.reason is Reason.BAD_REQUEST
     assert "schema" in failed.detail
     assert [world.text(i) for i in "02"] == [alone(QUESTIONS[0]), alone(QUESTIONS[2])]
     assert len(world.schedule._free) == 3
