@@ -60,6 +60,8 @@ class Load:
     """Most prompt tokens read in one step."""
     jobs_max: Positive = 256
     """Most jobs it holds, running and waiting."""
+    prefix_bytes_max: Count = 268_435_456
+    """Most memory for the beginnings of prompts that were read already; 0: each is read anew."""
     tokens_per_s: float = 50.0
     """Speed of each slot of an echo."""
 

@@ -223,6 +223,22 @@ class Context:
         """Let `target` hold what `source` holds before position `end`; no memory is copied."""
         llama.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """Return what `sequence` holds, to be put back by `restore`: 23 kB a token of a model of 135 million
+        parameters."""
+        size = llama.llama_state_seq_get_size(self.handle, sequence)
+        state = np.empty(size, np.uint8)
+        llama.llama_state_seq_get_data(self.handle, _bytes_at(state), size, sequence)
+        return state
+
+    def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Let the empty `sequence` hold what `save` returned. False where there is no room in one piece: it
+        then holds nothing."""
+        took = llama.llama_state_seq_set_data(self.handle, _bytes_at(state), len(state), sequence)
+        if took != len(state):
+            self.forget(sequence)
+        return bool(took == len(state))
+
     def clear(self) -> None:
         """Drop everything."""
         llama.llama_memory_clear(self._memory, True)
@@ -232,6 +248,10 @@ class Context:
         if self.handle:
             llama.llama_free(self.handle)
         self.handle = None
+
+
+def _bytes_at(array: NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 class _BatchArrays:

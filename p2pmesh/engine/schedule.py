@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,15 +31,12 @@ from p2pmesh.engine.base import (
 )
 from p2pmesh.engine.batch import Context, Model, Part, Sampler, Tokens
 from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.prefixes import ENTRIES_MAX, TOKENS_MIN, Prefixes, common
 from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
 from p2pmesh.query import Message, Usage
 from p2pmesh.record import ModelInfo
 
-PREFIX_TOKENS_MAX = 512
-"""Longest beginning that is kept for the next prompt, in tokens: a system prompt, not a conversation."""
-PREFIX_TOKENS_MIN = 8
-"""Shortest beginning worth keeping, in tokens."""
 FAILURES_MAX = 3
 """Steps in a row in which nothing could be decoded, after which the engine gives itself up."""
 
@@ -61,8 +58,12 @@ class _Job:
     written: int = 0
     accepted: int = 0
     """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
-    known: int = 0
-    """Tokens of its prompt that an earlier prompt shares: where the common prefix is taken."""
+    leader: _Job | None = None
+    """One that is about to read the same beginning: this one waits, and takes it over."""
+    shared: int = 0
+    """Tokens of that beginning."""
+    said: list[int] = field(default_factory=list)
+    """Tokens written and decoded: with the prompt, what its sequence holds."""
 
     @property
     def cells(self) -> int:
@@ -73,7 +74,7 @@ class Schedule:
     """The engine of a generating model. Implements `base.Engine`."""
 
     def __init__(self, model: Model, context: Context, load: Load, ready: Ready, *, cells: int) -> None:
-        """`context` has `load.slots` + 1 sequences and `PREFIX_TOKENS_MAX` tokens more room than `cells`."""
+        """`context` has `load.slots` sequences and room for `cells` tokens."""
         self.ready = ready
         self._model, self._context, self._load = model, context, load
         self._context_tokens = ready.info.context_tokens
@@ -84,10 +85,7 @@ class Schedule:
         self._template = Template(
             model.template, bos=model.control_text(model.bos), eos=model.control_text(model.eos)
         )
-        self._prefix: Tokens = np.empty(0, np.int32)
-        self._prefix_slot = load.slots
-        self._recent: Tokens = np.empty(0, np.int32)
-        """The prompt admitted last: what two in a row have in common becomes the prefix."""
+        self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0)
         self._failures = 0
 
     # ---------------------------------------------------------------- jobs
@@ -147,6 +145,7 @@ class Schedule:
             self._waiting.remove(job)
             return
         self._running.remove(job)
+        self._keep(job)
         self._context.forget(job.slot)
         self._free.append(job.slot)
         self._room += job.cells
@@ -178,22 +177,43 @@ class Schedule:
             job.slot = self._free.pop()
             self._room -= job.cells
             self._running.append(job)
-            # Attention is summed in the order of the cells, so a prompt read in other pieces may move the
-            # last bit. Who sets a seed wants the same text again: that prompt is always read whole.
+            # A prompt read in other pieces may move the last bit. Who sets a seed wants the same text again:
+            # that prompt is always read whole.
             if self._model.sliceable and options.seed is None:
                 self._reuse(job)
 
     def _reuse(self, job: _Job) -> None:
-        """Take the kept prefix over, and note how far this prompt agrees with the one before it."""
+        """Take over what was read already: out of those that were kept, or from one that is reading it."""
         # The last token is always read anew: its logits are wanted.
-        end = min(_common(job.prompt, self._prefix), len(job.prompt) - 1)
-        if end >= PREFIX_TOKENS_MIN:
-            self._context.share(self._prefix_slot, job.slot, end)
-            job.position = end
-        common = min(_common(job.prompt, self._recent), len(job.prompt) - 1, PREFIX_TOKENS_MAX)
-        # A longer prefix gives way only to one that serves this prompt better.
-        job.known = common if common >= PREFIX_TOKENS_MIN and common > end else 0
-        self._recent = job.prompt
+        prompt = job.prompt[:-1]
+        found = self._prefixes.find(prompt, job.cells + self._room)
+        if found is not None:
+            kept, length = found
+            if self._context.restore(job.slot, kept.state):
+                self._context.forget(job.slot, length)
+                job.position = length
+        for other in self._running[:-1]:
+            length = common(prompt, other.prompt)
+            if length >= max(job.position, job.shared) + TOKENS_MIN:
+                job.leader, job.shared = other, length
+
+    def _follow(self, job: _Job) -> bool:
+        """Take over what its leader has read. Returns whether it may go on with its prompt."""
+        leader = job.leader
+        if leader is not None and leader in self._running:
+            if leader.position < job.shared:
+                return False
+            self._context.forget(job.slot)
+            self._context.share(leader.slot, job.slot, job.shared)
+            job.position = job.shared
+        job.leader = None
+        return True
+
+    def _keep(self, job: _Job) -> None:
+        """Keep what a job that leaves has read and written: the next turn of its conversation begins so."""
+        held = np.concatenate([job.prompt, np.array(job.said, np.int32)])[: job.position]
+        if self._model.sliceable and self._prefixes.wants(held):
+            self._prefixes.keep(held, self._context.save(job.slot))
 
     def _assemble(self) -> list[tuple[_Job, Part]]:
         parts = [
@@ -203,7 +223,7 @@ class Schedule:
         ]
         room = min(self._load.prefill_chunk, self._context.batch_tokens - len(parts))
         for job in self._running:
-            if job.last < 0 and room > 0:
+            if job.last < 0 and room > 0 and self._follow(job):
                 end = min(job.position + room, len(job.prompt))
                 chunk = job.prompt[job.position : end]
                 parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
@@ -216,7 +236,8 @@ class Schedule:
         if code == 0:
             for job, part in parts:
                 job.position += len(part.tokens)
-                self._keep_prefix(job)
+                if job.last >= 0:
+                    job.said.append(job.last)
             for job, part in parts:
                 if part.wanted:
                     self._accept(job, part.row, events)
@@ -230,13 +251,6 @@ class Schedule:
             events.append(Failed(job.id, Reason.ENGINE_FAILED, detail))
             return 1
         return sum(self._decode([part], events) for part in parts)
-
-    def _keep_prefix(self, job: _Job) -> None:
-        """Keep what this prompt had in common with the last one, once it has been read."""
-        if job.known and job.position >= job.known:
-            self._context.forget(self._prefix_slot)
-            self._context.share(job.slot, self._prefix_slot, job.known)
-            self._prefix, job.known = job.prompt[: job.known], 0
 
     def _accept(self, job: _Job, row: int, events: list[Event]) -> None:
         assert job.sampler is not None
@@ -265,13 +279,6 @@ class Schedule:
             events.append(Generated(job.id, tokens, text))
 
 
-def _common(a: Tokens, b: Tokens) -> int:
-    """Return how many tokens `a` and `b` begin with alike."""
-    length = min(len(a), len(b))
-    differ = np.flatnonzero(a[:length] != b[:length])
-    return int(differ[0]) if len(differ) else length
-
-
 def open_schedule(load: Load, name: str, digest: str) -> Schedule:
     """Load a model, measure its speed and return it ready for jobs. Raises `ModelLoadError`."""
     model = Model(load.path, load.gpu_layers)
@@ -280,17 +287,28 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
     cells = context_tokens * max(1, load.slots // 4)
     context = Context(
         model,
-        sequences=load.slots + 1,
-        cells=cells + PREFIX_TOKENS_MAX,
+        sequences=load.slots,
+        cells=cells,
         batch_tokens=load.slots + max(load.prefill_chunk, PREFILL_TOKENS),
         threads=load.threads,
     )
-    speed = _measure(context, load)
-    info = ModelInfo(name, digest, context_tokens, speed.prefill_tps, speed.decode_tps, load.slots)
+    speed, token_bytes = _measure(context, load)
+    # Few conversations fill their context, either.
+    prefixes = min(ENTRIES_MAX, 4 * load.prefix_bytes_max // (token_bytes * context_tokens))
+    info = ModelInfo(
+        name,
+        digest,
+        context_tokens,
+        speed.prefill_tps,
+        speed.decode_tps,
+        load.slots,
+        prefixes if model.sliceable else 0,
+    )
     return Schedule(model, context, load, Ready(info), cells=cells)
 
 
-def _measure(context: Context, load: Load) -> Speed:
+def _measure(context: Context, load: Load) -> tuple[Speed, int]:
+    """Return how fast it is, and the bytes that one token takes in a context."""
     position = 0
 
     def run(tokens: int) -> None:
@@ -304,5 +322,6 @@ def _measure(context: Context, load: Load) -> Speed:
     # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.
     clock = time.monotonic if load.gpu_layers else cpu_clock(load.threads)
     speed = measure(run, lambda: run(1), clock)
+    token_bytes = max(1, len(context.save(0)) // position)
     context.clear()
-    return speed
+    return speed, token_bytes

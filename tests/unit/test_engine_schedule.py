@@ -60,6 +60,8 @@ class FakeContext:
         self.held: dict[int, list[int]] = {}
         self.fault: Callable[[list[Part]], int] = lambda parts: 0
         self.batches: list[list[int]] = []
+        self.saved = 0
+        self.crowded = False
         self._rows: dict[int, int] = {}
 
     def decode(self, parts: list[Part]) -> int:
@@ -85,6 +87,17 @@ class FakeContext:
 
     def forget(self, sequence: int, start: int = 0) -> None:
         del self.held.setdefault(sequence, [])[start:]
+
+    def save(self, sequence: int) -> Any:
+        self.saved += 1
+        return np.array(self.held[sequence], np.int32)
+
+    def restore(self, sequence: int, state: Any) -> bool:
+        assert not self.held.get(sequence), "restored into a sequence in use"
+        if self.crowded:
+            return False
+        self.held[sequence] = state.tolist()
+        return True
 
     def share(self, source: int, target: int, end: int) -> None:
         assert not self.held.get(target), "shared into a sequence in use"
@@ -196,17 +209,91 @@ def test_a_prompt_is_read_in_chunks_while_another_answers():
     assert any(len(b) == 2 and b[0] == 1 and b[1] > 1 for b in world.context.batches)
 
 
+PREAMBLE = "the same words each time, and many of them. " * 4
+
+
+def prompt_length(text: str) -> int:
+    return len(World().schedule.prompt_tokens((Message("user", text),)))
+
+
+def read(world: World) -> int:
+    """How many tokens of prompts were read."""
+    return sum(n for batch in world.context.batches for n in batch if n > 1)
+
+
 def test_a_shared_beginning_is_read_once():
     world = World()
-    preamble = "the same words each time, and many of them. " * 4
     for i in range(4):
-        world.ask(str(i), f"{preamble}{i}", max_tokens=3)
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
         world.run()
-    read = [sum(n for n in b if n > 1) for b in world.context.batches]
-    assert sum(read) < 2.5 * len(world.schedule.prompt_tokens((Message("user", preamble),))), (
-        "every prompt was read whole"
-    )
-    assert [world.text(str(i)) for i in range(4)] == [alone(f"{preamble}{i}", max_tokens=3) for i in range(4)]
+    assert read(world) < 1.5 * prompt_length(PREAMBLE), "every prompt was read whole"
+    assert [world.text(str(i)) for i in range(4)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(4)]
+
+
+def test_of_those_that_come_at_once_one_reads_and_the_others_wait_for_it():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    world.run()
+    assert read(world) < 1.5 * prompt_length(PREAMBLE)
+    assert [world.text(str(i)) for i in range(3)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(3)]
+
+
+def test_who_waits_for_one_that_goes_away_reads_on_itself():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    for _ in range(3):
+        world.schedule.step()
+    world.events += world.schedule.abort("0")
+    world.run()
+    assert [world.text(str(i)) for i in (1, 2)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in (1, 2)]
+
+
+def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended():
+    world = World()
+    world.ask("a", PREAMBLE, max_tokens=40)
+    world.run()
+    before = read(world)
+    turns = (Message("user", PREAMBLE), Message("assistant", world.text("a")), Message("user", "and then?"))
+    request = Generate("b", turns, Options(max_tokens=3))
+    world.events += world.schedule.submit(request)
+    world.run()
+    frame = prompt_length("and then?") + len("<|im_end|>")
+    assert read(world) - before <= frame
+    fresh = World()
+    fresh.events += fresh.schedule.submit(request)
+    fresh.run()
+    assert world.text("b") == fresh.text("b") != ""
+
+
+def test_a_prompt_with_a_seed_is_read_whole():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), PREAMBLE, max_tokens=3, seed=i)
+    world.run()
+    assert read(world) == 3 * prompt_length(PREAMBLE)
+
+
+def test_where_there_is_no_room_in_one_piece_a_prompt_is_read_whole():
+    world = World()
+    world.context.crowded = True
+    for i in range(2):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+        world.run()
+    assert read(world) == 2 * prompt_length(f"{PREAMBLE}0")
+    assert world.text("1") == alone(f"{PREAMBLE}1", max_tokens=3)
+
+
+@pytest.mark.parametrize("way", [{"prefix_bytes_max": 0}, {"sliceable": False}])
+def test_without_room_for_it_or_with_a_model_of_one_state_nothing_is_kept(way, monkeypatch):
+    monkeypatch.setattr(FakeModel, "sliceable", way.pop("sliceable", True))
+    world = World(**way)
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+        world.run()
+    assert (world.context.saved, len(world.schedule._prefixes)) == (0, 0)
+    assert read(world) == 3 * prompt_length(f"{PREAMBLE}0")
 
 
 def test_one_that_cannot_be_decoded_fails_alone():
