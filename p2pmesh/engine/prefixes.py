@@ -34,50 +34,48 @@ class Prefixes:
     """Beginnings, the least recently used given up first."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
+        """Most that is kept, in bytes; 0: nothing."""
         self._entries: list[Kept] = []
         """The most recently used last."""
         self.bytes = 0
         """What is kept, in bytes."""
-        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, prompt: Tokens, cells: int) -> tuple[Kept, int] | None:
+    def find(self, prompt: Tokens) -> tuple[Kept, int] | None:
         """Return what shares the longest beginning with `prompt`, and how many tokens of it; None: nothing
-        that is worth it and fits into `cells` tokens. Of equals the shortest is put back soonest."""
+        that is worth it. Of equals the shortest is put back soonest."""
         best: tuple[int, int, Kept] | None = None
         for entry in self._entries:
             shared = common(prompt, entry.tokens)
-            if shared >= TOKENS_MIN and len(entry.tokens) <= cells:
+            if shared >= TOKENS_MIN:
                 rank = (shared, -len(entry.tokens), entry)
                 if best is None or rank[:2] > best[:2]:
                     best = rank
         if best is None:
-            self.misses += 1
             return None
-        self.hits += 1
         self._entries.remove(best[2])
         self._entries.append(best[2])
         return best[2], best[0]
 
     def wants(self, tokens: Tokens) -> bool:
         """Return whether `keep` would add anything: a state costs time to take."""
-        if len(tokens) < TOKENS_MIN or not self._bytes_max:
+        if len(tokens) < TOKENS_MIN or not self.bytes_max:
             return False
         return all(common(tokens, entry.tokens) < len(tokens) for entry in self._entries)
 
     def keep(self, tokens: Tokens, state: State) -> None:
         """Keep the state after `tokens`, in place of every beginning of them. One that is larger than all the
         room is not kept."""
-        if state.nbytes > self._bytes_max:
+        if state.nbytes > self.bytes_max:
             return
         for entry in [e for e in self._entries if common(tokens, e.tokens) == len(e.tokens)]:
             self._drop(entry)
         self._entries.append(Kept(tokens, state))
         self.bytes += state.nbytes
-        while self.bytes > self._bytes_max or len(self._entries) > ENTRIES_MAX:
+        while self.bytes > self.bytes_max or len(self._entries) > ENTRIES_MAX:
             self._drop(self._entries[0])
 
     def _drop(self, entry: Kept) -> None:

@@ -65,21 +65,16 @@ class _Job:
     said: list[int] = field(default_factory=list)
     """Tokens written and decoded: with the prompt, what its sequence holds."""
 
-    @property
-    def cells(self) -> int:
-        return len(self.prompt) + self.budget
-
 
 class Schedule:
     """The engine of a generating model. Implements `base.Engine`."""
 
-    def __init__(self, model: Model, context: Context, load: Load, ready: Ready, *, cells: int) -> None:
-        """`context` has `load.slots` sequences and room for `cells` tokens."""
+    def __init__(self, model: Model, context: Context, load: Load, ready: Ready) -> None:
+        """`context` has `load.slots` sequences with room for `ready.info.context_tokens` each."""
         self.ready = ready
         self._model, self._context, self._load = model, context, load
         self._context_tokens = ready.info.context_tokens
-        self._room = cells
-        self._free = list(range(load.slots))[::-1]
+        self._free = set(range(load.slots))
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._template = Template(
@@ -147,8 +142,7 @@ class Schedule:
         self._running.remove(job)
         self._keep(job)
         self._context.forget(job.slot)
-        self._free.append(job.slot)
-        self._room += job.cells
+        self._free.add(job.slot)
         if job.sampler is not None:
             job.sampler.close()
 
@@ -157,6 +151,7 @@ class Schedule:
     def step(self) -> list[Event]:
         """Decode one batch and return what came of it."""
         self._admit()
+        self._close_ranks()
         parts = self._assemble()
         if not parts:
             return []
@@ -168,51 +163,69 @@ class Schedule:
         return events
 
     def _admit(self) -> None:
-        """Give slots to the oldest jobs. Room is set aside for all a job may write, so that none starves."""
-        while self._waiting and self._free and self._waiting[0].cells <= self._room:
+        """Give slots to the oldest jobs, the lowest ones."""
+        while self._waiting and self._free:
             job = self._waiting.popleft()
             options = job.request.options
             seed = options.seed if options.seed is not None else secrets.randbits(31)
             job.sampler = Sampler(options.temperature, options.top_p, seed)
-            job.slot = self._free.pop()
-            self._room -= job.cells
+            job.slot = min(self._free)
+            self._free.remove(job.slot)
             self._running.append(job)
             # A prompt read in other pieces may move the last bit. Who sets a seed wants the same text again:
             # that prompt is always read whole.
-            if self._model.sliceable and options.seed is None:
+            if self._prefixes.bytes_max and options.seed is None:
                 self._reuse(job)
 
+    def _close_ranks(self) -> None:
+        """Move the last jobs into the gaps that others left: it takes a step's time or less, and each step
+        that follows is the faster for it."""
+        last = max(self._running, key=lambda job: job.slot, default=None)
+        while last is not None and self._free and min(self._free) < last.slot:
+            slot = min(self._free)
+            if last.position and not self._context.restore(slot, self._context.save(last.slot)):
+                return
+            self._context.forget(last.slot)
+            self._free.remove(slot)
+            self._free.add(last.slot)
+            last.slot = slot
+            last = max(self._running, key=lambda job: job.slot)
+
     def _reuse(self, job: _Job) -> None:
-        """Take over what was read already: out of those that were kept, or from one that is reading it."""
+        """Take over what was read already, and note who is about to read more of it."""
         # The last token is always read anew: its logits are wanted.
         prompt = job.prompt[:-1]
-        found = self._prefixes.find(prompt, job.cells + self._room)
-        if found is not None:
+        found = self._prefixes.find(prompt)
+        if found is not None and found[1] > job.position:
             kept, length = found
+            self._context.forget(job.slot)
+            job.position = 0
             if self._context.restore(job.slot, kept.state):
                 self._context.forget(job.slot, length)
                 job.position = length
-        for other in self._running[:-1]:
+        for other in self._running[: self._running.index(job)]:
             length = common(prompt, other.prompt)
             if length >= max(job.position, job.shared) + TOKENS_MIN:
                 job.leader, job.shared = other, length
 
     def _follow(self, job: _Job) -> bool:
-        """Take over what its leader has read. Returns whether it may go on with its prompt."""
+        """Return whether it may go on with its prompt: not while another reads what it could take over."""
         leader = job.leader
-        if leader is not None and leader in self._running:
+        if leader is None:
+            return True
+        if leader in self._running:
             if leader.position < job.shared:
                 return False
-            self._context.forget(job.slot)
-            self._context.share(leader.slot, job.slot, job.shared)
-            job.position = job.shared
+            if self._prefixes.wants(job.prompt[: job.shared]):
+                self._keep(leader)
         job.leader = None
-        return True
+        self._reuse(job)
+        return job.leader is None
 
     def _keep(self, job: _Job) -> None:
         """Keep what a job that leaves has read and written: the next turn of its conversation begins so."""
         held = np.concatenate([job.prompt, np.array(job.said, np.int32)])[: job.position]
-        if self._model.sliceable and self._prefixes.wants(held):
+        if self._prefixes.wants(held):
             self._prefixes.keep(held, self._context.save(job.slot))
 
     def _assemble(self) -> list[tuple[_Job, Part]]:
@@ -283,12 +296,10 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
     """Load a model, measure its speed and return it ready for jobs. Raises `ModelLoadError`."""
     model = Model(load.path, load.gpu_layers)
     context_tokens = min(load.context_tokens, model.train_tokens or load.context_tokens)
-    # Few answers fill their context: room for a quarter of the slots to do so keeps the memory small.
-    cells = context_tokens * max(1, load.slots // 4)
     context = Context(
         model,
         sequences=load.slots,
-        cells=cells,
+        tokens=context_tokens,
         batch_tokens=load.slots + max(load.prefill_chunk, PREFILL_TOKENS),
         threads=load.threads,
     )
@@ -304,7 +315,7 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
         load.slots,
         prefixes if model.sliceable else 0,
     )
-    return Schedule(model, context, load, Ready(info), cells=cells)
+    return Schedule(model, context, load, Ready(info))
 
 
 def _measure(context: Context, load: Load) -> tuple[Speed, int]:

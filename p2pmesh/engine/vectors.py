@@ -97,7 +97,7 @@ def open_vectors(load: Load, name: str, digest: str) -> Vectors:
     context = Context(
         model,
         sequences=SEQUENCES,
-        cells=EMBED_TOKENS_MAX,
+        tokens=EMBED_TOKENS_MAX // SEQUENCES,
         batch_tokens=EMBED_TOKENS_MAX,
         threads=load.threads,
         pooled=True,
