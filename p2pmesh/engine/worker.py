@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,8 @@ from p2pmesh.errors import EngineError, ModelLoadError, Reason
 
 INBOX_MAX = 1_024
 """Most requests read and not yet taken; then the pipe fills, and the parent's own bound holds."""
+FILES_MAX = 256
+"""Most files the process may have open. It needs some ten, and one for each part of a model."""
 ALIVE_S = 1.0
 """Most seconds of work without a word to the parent, as far as single steps allow."""
 _READ_BYTES = 65_536
@@ -49,7 +52,8 @@ Inbox = queue.Queue[Request]
 def main() -> NoReturn:
     """Serve one model until stdin ends. Exits with 1 when it could not be loaded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts must not end up in a core file
+    _confine(resource.RLIMIT_CORE, 0)  # prompts must not end up in a core file
+    _confine(resource.RLIMIT_NOFILE, FILES_MAX)
     out = _private_stdout()
     inbox: Inbox = queue.Queue(INBOX_MAX)
     threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
@@ -63,6 +67,12 @@ def main() -> NoReturn:
         sys.exit(1)
     _write(out, [replace(engine.ready, memory_bytes=_memory_bytes())])
     serve(engine, inbox, out)
+
+
+def _confine(limit: int, most: int) -> None:
+    """Lower a limit of this process: what asks for more fails in here, and the machine and the peer live."""
+    with suppress(ValueError, OSError):  # it is lower already
+        resource.setrlimit(limit, (most, most))
 
 
 def _memory_bytes() -> int:
@@ -81,10 +91,15 @@ def open_engine(load: Load) -> Engine:
         from p2pmesh.engine.echo import Echo
 
         return Echo(load, load.served_name)
-    from p2pmesh.engine import digest, gguf_file
+    from p2pmesh.engine import digest, gguf_file, memory
 
     path = Path(load.path)
-    gguf_file.check(path)
+    header = gguf_file.check(path)
+    if load.kind == "llama":
+        free = None if load.gpu_layers else memory.available_bytes()
+        load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
+        if not load.gpu_layers:  # a driver maps what it likes
+            _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
     try:
         found = digest.sha256_of(path)
     except OSError as error:

@@ -18,7 +18,8 @@ BODY = b"".join(b"data: " + json.dumps(e, ensure_ascii=False).encode() + b"\n\n"
 
 
 @pytest.mark.parametrize(
-    ("count", "share", "expected"), [(1, 0.99, 1), (100, 0.99, 99), (44, 0.99, 44), (101, 0.5, 51), (4, 0.5, 2)]
+    ("count", "share", "expected"),
+    [(1, 0.99, 1), (100, 0.99, 99), (44, 0.99, 44), (101, 0.5, 51), (4, 0.5, 2)],
 )
 def test_a_percentile_is_one_of_the_values(count: int, share: float, expected: int):
     assert percentile(range(count, 0, -1), share) == expected
