@@ -29,6 +29,7 @@ from p2pmesh.engine.base import (
     JobId,
     Load,
     LoadFailed,
+    Metrics,
     Ready,
     Request,
 )
@@ -65,6 +66,7 @@ _TAGS: dict[int, type] = {
     20: Failed,
     21: _Vectors,
     22: Alive,
+    23: Metrics,
 }
 _TAG_OF = {kind: tag for tag, kind in _TAGS.items()}
 _REQUESTS = range(16)
@@ -133,6 +135,8 @@ class _Reader(Generic[T]):
             value = _rows(value)
         elif isinstance(value, Ready):
             _check_ready(value)
+        elif isinstance(value, Metrics):
+            _check_metrics(value)
         return cast(T, value)
 
 
@@ -155,6 +159,12 @@ def _rows(wire: _Vectors) -> Embedded:
     if not 1 <= len(vectors) <= TEXTS_MAX or not np.isfinite(vectors).all():
         raise EngineError("vectors must be finite, and some")
     return Embedded(wire.job, vectors)
+
+
+def _check_metrics(metrics: Metrics) -> None:
+    figures = (getattr(metrics, name) for name in metrics.__dataclass_fields__)
+    if not all(math.isfinite(figure) and figure >= 0 for figure in figures):
+        raise EngineError("figures are finite, and not negative")
 
 
 def _check_ready(ready: Ready) -> None:

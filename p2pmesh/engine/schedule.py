@@ -24,6 +24,7 @@ from p2pmesh.engine.base import (
     Generate,
     Generated,
     Load,
+    Metrics,
     Ready,
     complaint,
     overlong,
@@ -31,6 +32,7 @@ from p2pmesh.engine.base import (
 )
 from p2pmesh.engine.batch import Context, Model, Part, Sampler, Tokens
 from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.meter import Meter
 from p2pmesh.engine.prefixes import ENTRIES_MAX, TOKENS_MIN, Prefixes, common
 from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
@@ -62,6 +64,7 @@ class _Job:
     """One that is about to read the same beginning: this one waits, and takes it over."""
     shared: int = 0
     """Tokens of that beginning."""
+    came_at: float = 0.0
     said: list[int] = field(default_factory=list)
     """Tokens written and decoded: with the prompt, what its sequence holds."""
 
@@ -82,6 +85,7 @@ class Schedule:
         )
         self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0)
         self._failures = 0
+        self._meter = Meter(Speed(ready.info.prefill_tps, ready.info.decode_tps))
 
     # ---------------------------------------------------------------- jobs
 
@@ -104,7 +108,7 @@ class Schedule:
         if budget <= 0:  # whoever wrote it was lost before it could say that this is all
             return [Finished(request.job, Usage(len(prompt), len(accepted)), "length")]
         stop = request.options.stop if self._template.own else (*request.options.stop, "<|im_end|>")
-        job = _Job(request.job, prompt, budget, request, AnswerText(stop))
+        job = _Job(request.job, prompt, budget, request, AnswerText(stop), came_at=time.monotonic())
         job.prompt, job.accepted = np.concatenate([prompt, accepted]), len(accepted)
         self._waiting.append(job)
         return []
@@ -135,6 +139,10 @@ class Schedule:
         """There is work whenever there is a job."""
         return 0.0 if self._running or self._waiting else None
 
+    def metrics(self) -> Metrics:
+        """Return how it does."""
+        return self._meter.metrics(len(self._waiting), len(self._running))
+
     def _leave(self, job: _Job) -> None:
         if job.slot < 0:
             self._waiting.remove(job)
@@ -156,7 +164,15 @@ class Schedule:
         if not parts:
             return []
         events: list[Event] = []
+        began, began_cpu = time.monotonic(), time.process_time()
         lost = self._decode(parts, events)
+        wrote = sum(len(part.tokens) for job, part in parts if job.position > len(job.prompt))
+        self._meter.stepped(
+            sum(len(part.tokens) for _, part in parts) - wrote,
+            wrote,
+            time.monotonic() - began,
+            time.process_time() - began_cpu,
+        )
         self._failures = self._failures + 1 if lost == len(parts) else 0
         if self._failures >= FAILURES_MAX:
             raise EngineError(f"{FAILURES_MAX} batches in a row could not be decoded")
@@ -197,12 +213,13 @@ class Schedule:
         prompt = job.prompt[:-1]
         found = self._prefixes.find(prompt)
         if found is not None and found[1] > job.position:
-            kept, length = found
+            (kept, length), before = found, job.position
             self._context.forget(job.slot)
             job.position = 0
             if self._context.restore(job.slot, kept.state):
                 self._context.forget(job.slot, length)
                 job.position = length
+                self._meter.reused_tokens += length - before
         for other in self._running[: self._running.index(job)]:
             length = common(prompt, other.prompt)
             if length >= max(job.position, job.shared) + TOKENS_MIN:
@@ -273,6 +290,8 @@ class Schedule:
             return
         job.last = token
         job.written += 1
+        if job.written == 1:
+            self._meter.began(time.monotonic() - job.came_at)
         self._say(job, job.text.push(token, self._model.piece(token)), events)
         if job.text.stopped:
             self._finish(job, "stop", events)

@@ -117,7 +117,7 @@ def open_engine(load: Load) -> Engine:
 
 def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
     """Step the engine for ever. What one step brings goes out in one write."""
-    spoken = time.monotonic()
+    spoken = told = time.monotonic()
     while True:
         events: list[Event] = []
         for request in _take(inbox, engine.wait_s()):
@@ -128,9 +128,13 @@ def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
         wait_s = engine.wait_s()
         if wait_s == 0.0:
             events += engine.step()
-        now = time.monotonic()
-        if not events and wait_s is not None and now - spoken >= ALIVE_S:
-            events = [Alive()]
+        now, worked = time.monotonic(), wait_s is not None
+        due = now - told >= ALIVE_S or engine.wait_s() is None
+        if worked and due and (metrics := engine.metrics()):
+            told = now
+            events.append(metrics)
+        elif worked and not events and now - spoken >= ALIVE_S:
+            events.append(Alive())
         if events:
             spoken = now
             _write(out, events)

@@ -262,6 +262,20 @@ def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended():
     assert world.text("b") == fresh.text("b") != ""
 
 
+def test_what_was_read_reused_and_written_is_counted():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    world.run()
+    told = world.schedule.metrics()
+    prompts = 3 * prompt_length(f"{PREAMBLE}0")
+    assert told.prompt_tokens + told.reused_tokens == prompts
+    assert told.prompt_tokens == read(world) < told.reused_tokens
+    assert told.answer_tokens == sum(n for batch in world.context.batches for n in batch if n == 1)
+    assert (told.waiting, told.running) == (0, 0)
+    assert told.ttft_s > 0 < told.gap_s
+
+
 def test_a_prompt_with_a_seed_is_read_whole():
     world = World()
     for i in range(3):
