@@ -511,7 +511,7 @@ async def test_a_conversation_that_goes_on_says_what_it_says_to_one_who_reads_it
             engine.handle.generate("next", (*turns, Message("user", "Go on.")), Options(max_tokens=16))
             await engine.end("next")
             said[kept] = (engine.text("first"), engine.text("next"))
-            while (told := engine.handle.metrics) is None or told.running:
+            while (told := engine.handle.metrics) is None or told.running:  # noqa: ASYNC110
                 await trio.sleep(0.01)  # it follows the end of the last job
             assert (told.reused_tokens > 100) == bool(kept)
             assert told.waiting == 0 < told.ttft_s
