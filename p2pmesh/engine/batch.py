@@ -199,6 +199,7 @@ class Context:
         self._memory = llama.llama_get_memory(self.handle)
         self.batch_tokens = int(llama.llama_n_batch(self.handle))
         self.dimensions = model.dimensions
+        self._vocabulary = model.tokens
         self._arrays = _BatchArrays(self.batch_tokens, sequences)
 
     def decode(self, parts: list[Part]) -> int:
@@ -212,6 +213,11 @@ class Context:
     def sample(self, sampler: Sampler, row: int) -> int:
         """Return the next token at a row of the batch just decoded."""
         return int(llama.llama_sampler_sample(sampler.handle, self.handle, row))
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """Return what each token of the vocabulary scores at a row of the batch just decoded."""
+        pointer = llama.llama_get_logits_ith(self.handle, row)
+        return np.ctypeslib.as_array(pointer, (self._vocabulary,)).astype(np.float32)
 
     def vector(self, sequence: int) -> NDArray[np.float32]:
         """Return the pooled vector of a sequence of the batch just decoded, scaled to unit length."""

@@ -39,6 +39,10 @@ from p2pmesh.errors import EngineError, ModelLoadError, Reason
 from p2pmesh.query import Message, Usage
 from p2pmesh.record import ModelInfo
 
+REPLAY_S = 1.0
+"""Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
+are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
+answers that went on 9 differed, and so none). Longer ones are read as prompts are, four times as fast."""
 FAILURES_MAX = 3
 """Steps in a row in which nothing could be decoded, after which the engine gives itself up."""
 
@@ -60,6 +64,8 @@ class _Job:
     written: int = 0
     accepted: int = 0
     """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
+    replayed: bool = False
+    """Whether those are read one by one, as they were written."""
     leader: _Job | None = None
     """One that is about to read the same beginning: this one waits, and takes it over."""
     shared: int = 0
@@ -110,6 +116,7 @@ class Schedule:
         stop = request.options.stop if self._template.own else (*request.options.stop, "<|im_end|>")
         job = _Job(request.job, prompt, budget, request, AnswerText(stop), came_at=time.monotonic())
         job.prompt, job.accepted = np.concatenate([prompt, accepted]), len(accepted)
+        job.replayed = len(accepted) <= REPLAY_S * self.ready.info.decode_tps
         self._waiting.append(job)
         return []
 
@@ -254,11 +261,18 @@ class Schedule:
         room = min(self._load.prefill_chunk, self._context.batch_tokens - len(parts))
         for job in self._running:
             if job.last < 0 and room > 0 and self._follow(job):
-                end = min(job.position + room, len(job.prompt))
+                end = min(job.position + room, self._chunk_end(job))
                 chunk = job.prompt[job.position : end]
                 parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
                 room -= len(chunk)
         return parts
+
+    def _chunk_end(self, job: _Job) -> int:
+        """Return up to where the prompt may be read in one step."""
+        asked = len(job.prompt) - job.accepted
+        if not job.replayed or not job.accepted:
+            return len(job.prompt)
+        return asked if job.position < asked else job.position + 1
 
     def _decode(self, parts: list[tuple[_Job, Part]], events: list[Event]) -> int:
         """Decode `parts` together; when that fails, each alone. Returns how many failed alone."""

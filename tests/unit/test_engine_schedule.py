@@ -103,10 +103,10 @@ class FakeContext:
 class World:
     """A schedule over fakes."""
 
-    def __init__(self, *, context_tokens: int = 400, **load: Any) -> None:
+    def __init__(self, *, context_tokens: int = 400, decode_tps: float = 1.0, **load: Any) -> None:
         self.context = FakeContext()
         spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
-        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, 1.0, spec.slots))
+        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, decode_tps, spec.slots))
         fakes: Any = (FakeModel(), self.context)
         self.schedule = Schedule(*fakes, spec, ready)
         self.events: list[Event] = []
@@ -155,6 +155,15 @@ def test_an_answer_goes_on_from_any_of_its_tokens_as_if_it_had_never_stopped(que
         again.run()
         assert bytes(tokens[:cut]).decode() + again.text("a") == whole.text("a")
         assert again.end("a") == whole.end("a")  # the usage of the whole answer, too
+
+
+@pytest.mark.parametrize(("decode_tps", "one_by_one"), [(12.0, True), (11.0, False)])
+def test_what_was_written_is_read_as_it_was_written_where_that_takes_no_second(decode_tps, one_by_one):
+    world = World(decode_tps=decode_tps)
+    world.resume("a", "why?", (97,) * 12, max_tokens=13)
+    world.run()
+    assert sum(map(sum, world.context.batches)) == prompt_length("why?") + 12
+    assert world.context.batches.count([1]) == (12 if one_by_one else 0)
 
 
 def test_another_models_answer_goes_on_from_its_text():
