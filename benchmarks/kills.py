@@ -1,9 +1,9 @@
 """kill -9 to an engine's child, again and again, at any moment: does anything hang, or stay behind?
 
-`python -m benchmarks.kills --json`. Each run sends jobs to an engine and kills its child while it loads, reads
-a prompt, writes, or rests; the moment within that is drawn. Then every job must have ended exactly once and
-the engine must come back (`back_s`: from the kill to ready again). At the end no process of ours may be left,
-and no file may be open that was not before.
+`python -m benchmarks.kills --json`. Each run sends jobs to an engine and kills its child while it loads,
+reads a prompt, writes, or rests; the moment within that is drawn. Then every job must have ended exactly once
+and the engine must come back (`back_s`: from the kill to ready again). At the end no process of ours may be
+left, and no file may be open that was not before.
 """
 
 from __future__ import annotations
