@@ -306,6 +306,9 @@ class Engine:
     """Layers put on a GPU, where the build has one; -1: all."""
     jobs_max: int = 256
     """Most jobs one engine holds, running and waiting."""
+    prefix_bytes_max: int = 268_435_456
+    """Most memory, in bytes, that one model keeps conversations in which it has read: the next turn of one of
+    them begins at once. 0: each prompt is read whole. A guess: 11 000 tokens of the smallest model."""
     load_timeout_s: float = 120.0
     """Seconds a model may take to load before its process is ended."""
     restart_min_s: float = 0.2
@@ -318,7 +321,9 @@ class Engine:
     """Seconds an engine with work may stay silent before its process is ended."""
 
     def __post_init__(self) -> None:
-        _positive(self, *(n for n in self.__dataclass_fields__ if n != "gpu_layers"))
+        _positive(self, *(set(self.__dataclass_fields__) - {"gpu_layers", "prefix_bytes_max"}))
+        if self.prefix_bytes_max < 0:
+            raise ConfigError(f"engine.prefix_bytes_max must not be below 0, not {self.prefix_bytes_max!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

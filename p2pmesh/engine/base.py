@@ -60,6 +60,8 @@ class Load:
     """Most prompt tokens read in one step."""
     jobs_max: Positive = 256
     """Most jobs it holds, running and waiting."""
+    prefix_bytes_max: Count = 268_435_456
+    """Most memory for the beginnings of prompts that were read already; 0: each is read anew."""
     tokens_per_s: float = 50.0
     """Speed of each slot of an echo."""
 
@@ -161,8 +163,34 @@ class Alive:
     """No news, still working: said each second in which nothing else was, so that silence means a hang."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How the engine does: said each second while it works, and when its work is done.
+
+    Speeds are moving averages over its real work, in tokens per second of all answers together: of the wall
+    clock, and of CPU time, by which others' load on the machine shows.
+    """
+
+    waiting: Count = 0
+    running: Count = 0
+    prompt_tokens: Count = 0
+    """Tokens of prompts read since it was loaded."""
+    reused_tokens: Count = 0
+    """Tokens of prompts that were not read again, because they were kept."""
+    answer_tokens: Count = 0
+    """Tokens written since it was loaded."""
+    prefill_tps: float = 0.0
+    prefill_cpu_tps: float = 0.0
+    decode_tps: float = 0.0
+    decode_cpu_tps: float = 0.0
+    ttft_s: float = 0.0
+    """Seconds from a job's coming to its first token, the mean of the last ones."""
+    gap_s: float = 0.0
+    """Seconds between two tokens of an answer, the mean of the last ones."""
+
+
 Request = Load | Generate | Embed | Abort
-Event = Ready | LoadFailed | Generated | Finished | Failed | Embedded | Alive
+Event = Ready | LoadFailed | Generated | Finished | Failed | Embedded | Alive | Metrics
 
 
 class Engine(Protocol):
@@ -188,6 +216,10 @@ class Engine(Protocol):
 
     def wait_s(self) -> float | None:
         """Return the seconds until `step` has something to do; None: not before the next job."""
+        ...
+
+    def metrics(self) -> Metrics | None:
+        """Return how it does; None: it keeps no count."""
         ...
 
 

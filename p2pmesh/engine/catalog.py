@@ -75,6 +75,7 @@ def model_load(model: config.ModelConfig, engine: config.Engine) -> Load:
         gpu_layers=engine.gpu_layers,
         prefill_chunk=engine.prefill_chunk,
         jobs_max=engine.jobs_max,
+        prefix_bytes_max=engine.prefix_bytes_max,
         tokens_per_s=model.tokens_per_s,
     )
 

@@ -115,6 +115,9 @@ class Echo:
             return None
         return max(0.0, min(j.due for j in self._running) - self._clock())
 
+    def metrics(self) -> None:
+        """Nothing is counted."""
+
     def step(self) -> list[Event]:
         """Say every word that is due."""
         events: list[Event] = list(self._vectors)

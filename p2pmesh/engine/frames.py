@@ -29,6 +29,7 @@ from p2pmesh.engine.base import (
     JobId,
     Load,
     LoadFailed,
+    Metrics,
     Ready,
     Request,
 )
@@ -66,6 +67,7 @@ _TAGS: dict[int, type] = {
     20: Failed,
     21: _Vectors,
     22: Alive,
+    23: Metrics,
 }
 _TAG_OF = {kind: tag for tag, kind in _TAGS.items()}
 _REQUESTS = range(16)
@@ -136,6 +138,8 @@ class _Reader(Generic[T]):
             _check_ready(value)
         elif isinstance(value, Generated) and value.logprobs:
             _check_logprobs(value)
+        elif isinstance(value, Metrics):
+            _check_metrics(value)
         return cast(T, value)
 
 
@@ -171,6 +175,12 @@ def _check_logprobs(said: Generated) -> None:
     many = max(len(token.top) for token in said.logprobs) > LIMITS.top_logprobs_max
     if many or len(said.logprobs) != len(said.tokens) or size + len(said.tokens) > LOGPROBS_BYTES_MAX:
         raise EngineError("more log-probabilities than tokens, or than a chunk carries")
+
+
+def _check_metrics(metrics: Metrics) -> None:
+    figures = (getattr(metrics, name) for name in metrics.__dataclass_fields__)
+    if not all(math.isfinite(figure) and figure >= 0 for figure in figures):
+        raise EngineError("figures are finite, and not negative")
 
 
 def _check_ready(ready: Ready) -> None:

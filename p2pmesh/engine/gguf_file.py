@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pmesh.errors import ModelLoadError
@@ -21,7 +21,13 @@ ITEMS_MAX = 2_000_000
 """Most strings in one array: a vocabulary. The largest in use have 262 000."""
 DEPTH_MAX = 4
 """Deepest array of arrays."""
+TEXT_BYTES_MAX = 65_536
+"""Longest text that is kept of the metadata, a chat template; longer ones are passed over."""
+KEPT_BYTES_MAX = 1 << 20
+"""Most bytes of texts that are kept in all."""
+_HALF_BYTES = 2
 _STRING, _ARRAY = 8, 9
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each metadata type of fixed size."""
 # fmt: off
@@ -44,6 +50,21 @@ class Header:
     tensors: int
     bytes_needed: int
     """Size the file must at least have."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The whole numbers in its metadata; the architecture's own without its name before them."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """The short texts in it: name, licence, chat template."""
+
+    @property
+    def cell_bytes(self) -> int:
+        """Memory that one token of context takes, its keys and values being halves; 0: the file does not
+        say. Where a model attends to a window only in some layers it takes less."""
+        heads = self.numbers.get("attention.head_count", 0)
+        groups = self.numbers.get("attention.head_count_kv", heads)
+        width = self.numbers.get("embedding_length", 0) // heads if heads else 0
+        key = self.numbers.get("attention.key_length", width)
+        value = self.numbers.get("attention.value_length", width)
+        return max(0, self.numbers.get("block_count", 0) * groups * (key + value) * _HALF_BYTES)
 
 
 def check(path: Path) -> Header:
@@ -86,21 +107,29 @@ class _Head:
             raise _Damaged(f"version {version}, known are 2 and 3")
         if keys > KEYS_MAX or tensors > TENSORS_MAX:
             raise _Damaged(f"it claims {keys} keys and {tensors} tensors")
-        architecture, alignment = "", 32
+        numbers: dict[str, int] = {}
+        texts: dict[str, str] = {}
+        room = KEPT_BYTES_MAX
         for _ in range(keys):
-            key = self._string()
+            key = self._string()[:256].decode("utf-8", "replace")
             (kind,) = self._unpack("<I")
-            if key == b"general.architecture" and kind == _STRING:
-                architecture = self._string().decode("utf-8", "replace")[:64]
-            elif key == b"general.alignment" and kind == 4:
-                (alignment,) = self._unpack("<I")
+            if kind in _NUMBERS:
+                (numbers[key],) = self._unpack(_NUMBERS[kind])
+            elif kind == _STRING:
+                text = self._string()
+                if len(text) <= min(TEXT_BYTES_MAX, room):
+                    texts[key] = text.decode("utf-8", "replace")
+                    room -= len(text)
             else:
                 self._skip(kind, 0)
+        architecture = texts.get("general.architecture", "")[:64]
+        alignment = numbers.get("general.alignment", 32)
         if not 1 <= alignment <= 65_536 or not architecture:
             raise _Damaged("it has no architecture, or an alignment that cannot be")
         ends = [self._tensor() for _ in range(tensors)]
         start = math.ceil(self._at / alignment) * alignment
-        return Header(architecture, tensors, start + max(ends, default=0))
+        own = {key.removeprefix(f"{architecture}."): number for key, number in numbers.items()}
+        return Header(architecture, tensors, start + max(ends, default=0), own, texts)
 
     def _tensor(self) -> int:
         """Return where a tensor ends, counted from the first one's beginning."""

@@ -24,6 +24,7 @@ from p2pmesh.engine.base import (
     Generate,
     Generated,
     Load,
+    Metrics,
     Ready,
     complaint,
     overlong,
@@ -32,15 +33,17 @@ from p2pmesh.engine.base import (
 from p2pmesh.engine.batch import Context, Model, Part, Sampler, Tokens
 from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
 from p2pmesh.engine.grammar import SchemaError, gbnf
+from p2pmesh.engine.meter import Meter
+from p2pmesh.engine.prefixes import ENTRIES_MAX, TOKENS_MIN, Prefixes, common
 from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, ModelLoadError, Reason
 from p2pmesh.query import LOGPROBS_BYTES_MAX, Message, TokenLogprobs, Usage
 from p2pmesh.record import ModelInfo
 
-PREFIX_TOKENS_MAX = 512
-"""Longest beginning that is kept for the next prompt, in tokens: a system prompt, not a conversation."""
-PREFIX_TOKENS_MIN = 8
-"""Shortest beginning worth keeping, in tokens."""
+REPLAY_S = 1.0
+"""Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
+are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
+answers that went on 9 differed, and so none). Longer ones are read as prompts are, four times as fast."""
 FAILURES_MAX = 3
 """Steps in a row in which nothing could be decoded, after which the engine gives itself up."""
 
@@ -66,34 +69,34 @@ class _Job:
     """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the tokens that are held back, where asked for."""
-    known: int = 0
-    """Tokens of its prompt that an earlier prompt shares: where the common prefix is taken."""
-
-    @property
-    def cells(self) -> int:
-        return len(self.prompt) + self.budget
+    replayed: bool = False
+    """Whether those are read one by one, as they were written."""
+    leader: _Job | None = None
+    """One that is about to read the same beginning: this one waits, and takes it over."""
+    shared: int = 0
+    """Tokens of that beginning."""
+    came_at: float = 0.0
+    said: list[int] = field(default_factory=list)
+    """Tokens written and decoded: with the prompt, what its sequence holds."""
 
 
 class Schedule:
     """The engine of a generating model. Implements `base.Engine`."""
 
-    def __init__(self, model: Model, context: Context, load: Load, ready: Ready, *, cells: int) -> None:
-        """`context` has `load.slots` + 1 sequences and `PREFIX_TOKENS_MAX` tokens more room than `cells`."""
+    def __init__(self, model: Model, context: Context, load: Load, ready: Ready) -> None:
+        """`context` has `load.slots` sequences with room for `ready.info.context_tokens` each."""
         self.ready = ready
         self._model, self._context, self._load = model, context, load
         self._context_tokens = ready.info.context_tokens
-        self._room = cells
-        self._free = list(range(load.slots))[::-1]
+        self._free = set(range(load.slots))
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._template = Template(
             model.template, bos=model.control_text(model.bos), eos=model.control_text(model.eos)
         )
-        self._prefix: Tokens = np.empty(0, np.int32)
-        self._prefix_slot = load.slots
-        self._recent: Tokens = np.empty(0, np.int32)
-        """The prompt admitted last: what two in a row have in common becomes the prefix."""
+        self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0)
         self._failures = 0
+        self._meter = Meter(Speed(ready.info.prefill_tps, ready.info.decode_tps))
 
     # ---------------------------------------------------------------- jobs
 
@@ -119,8 +122,10 @@ class Schedule:
         if budget <= 0:  # whoever wrote it was lost before it could say that this is all
             return [Finished(request.job, Usage(len(prompt), len(accepted)), "length")]
         stop = request.options.stop if self._template.own else (*request.options.stop, "<|im_end|>")
-        job = _Job(request.job, prompt, budget, request, AnswerText(stop), grammar)
+        text = AnswerText(stop)
+        job = _Job(request.job, prompt, budget, request, text, grammar, came_at=time.monotonic())
         job.prompt, job.accepted = np.concatenate([prompt, accepted]), len(accepted)
+        job.replayed = len(accepted) <= REPLAY_S * self.ready.info.decode_tps
         self._waiting.append(job)
         return []
 
@@ -163,14 +168,18 @@ class Schedule:
         """There is work whenever there is a job."""
         return 0.0 if self._running or self._waiting else None
 
+    def metrics(self) -> Metrics:
+        """Return how it does."""
+        return self._meter.metrics(len(self._waiting), len(self._running))
+
     def _leave(self, job: _Job) -> None:
         if job.slot < 0:
             self._waiting.remove(job)
             return
         self._running.remove(job)
+        self._keep(job)
         self._context.forget(job.slot)
-        self._free.append(job.slot)
-        self._room += job.cells
+        self._free.add(job.slot)
         if job.sampler is not None:
             job.sampler.close()
 
@@ -180,18 +189,27 @@ class Schedule:
         """Decode one batch and return what came of it."""
         events: list[Event] = []
         self._admit(events)
+        self._close_ranks()
         parts = self._assemble()
         if not parts:
             return events
+        began, began_cpu = time.monotonic(), time.process_time()
         lost = self._decode(parts, events)
+        wrote = sum(len(part.tokens) for job, part in parts if job.position > len(job.prompt))
+        self._meter.stepped(
+            sum(len(part.tokens) for _, part in parts) - wrote,
+            wrote,
+            time.monotonic() - began,
+            time.process_time() - began_cpu,
+        )
         self._failures = self._failures + 1 if lost == len(parts) else 0
         if self._failures >= FAILURES_MAX:
             raise EngineError(f"{FAILURES_MAX} batches in a row could not be decoded")
         return events
 
     def _admit(self, events: list[Event]) -> None:
-        """Give slots to the oldest jobs. Room is set aside for all a job may write, so that none starves."""
-        while self._waiting and self._free and self._waiting[0].cells <= self._room:
+        """Give slots to the oldest jobs, the lowest ones."""
+        while self._waiting and self._free:
             job = self._waiting.popleft()
             options = job.request.options
             seed = options.seed if options.seed is not None else secrets.randbits(31)
@@ -201,25 +219,65 @@ class Schedule:
             except ValueError as error:
                 events.append(Failed(job.id, Reason.BAD_REQUEST, str(error)))
                 continue
-            job.slot = self._free.pop()
-            self._room -= job.cells
+            job.slot = min(self._free)
+            self._free.remove(job.slot)
             self._running.append(job)
-            # Attention is summed in the order of the cells, so a prompt read in other pieces may move the
-            # last bit. Who sets a seed wants the same text again: that prompt is always read whole.
-            if self._model.sliceable and options.seed is None:
+            # A prompt read in other pieces may move the last bit. Who sets a seed wants the same text again:
+            # that prompt is always read whole.
+            if self._prefixes.bytes_max and options.seed is None:
                 self._reuse(job)
 
+    def _close_ranks(self) -> None:
+        """Move the last jobs into the gaps that others left: it takes a step's time or less, and each step
+        that follows is the faster for it."""
+        last = max(self._running, key=lambda job: job.slot, default=None)
+        while last is not None and self._free and min(self._free) < last.slot:
+            slot = min(self._free)
+            if last.position and not self._context.restore(slot, self._context.save(last.slot)):
+                return
+            self._context.forget(last.slot)
+            self._free.remove(slot)
+            self._free.add(last.slot)
+            last.slot = slot
+            last = max(self._running, key=lambda job: job.slot)
+
     def _reuse(self, job: _Job) -> None:
-        """Take the kept prefix over, and note how far this prompt agrees with the one before it."""
+        """Take over what was read already, and note who is about to read more of it."""
         # The last token is always read anew: its logits are wanted.
-        end = min(_common(job.prompt, self._prefix), len(job.prompt) - 1)
-        if end >= PREFIX_TOKENS_MIN:
-            self._context.share(self._prefix_slot, job.slot, end)
-            job.position = end
-        common = min(_common(job.prompt, self._recent), len(job.prompt) - 1, PREFIX_TOKENS_MAX)
-        # A longer prefix gives way only to one that serves this prompt better.
-        job.known = common if common >= PREFIX_TOKENS_MIN and common > end else 0
-        self._recent = job.prompt
+        prompt = job.prompt[:-1]
+        found = self._prefixes.find(prompt)
+        if found is not None and found[1] > job.position:
+            (kept, length), before = found, job.position
+            self._context.forget(job.slot)
+            job.position = 0
+            if self._context.restore(job.slot, kept.state):
+                self._context.forget(job.slot, length)
+                job.position = length
+                self._meter.reused_tokens += length - before
+        for other in self._running[: self._running.index(job)]:
+            length = common(prompt, other.prompt)
+            if length >= max(job.position, job.shared) + TOKENS_MIN:
+                job.leader, job.shared = other, length
+
+    def _follow(self, job: _Job) -> bool:
+        """Return whether it may go on with its prompt: not while another reads what it could take over."""
+        leader = job.leader
+        if leader is None:
+            return True
+        if leader in self._running:
+            if leader.position < job.shared:
+                return False
+            if self._prefixes.wants(job.prompt[: job.shared]):
+                self._keep(leader)
+        job.leader = None
+        self._reuse(job)
+        return job.leader is None
+
+    def _keep(self, job: _Job) -> None:
+        """Keep what a job that leaves has read and written: the next turn of its conversation begins so."""
+        held = np.concatenate([job.prompt, np.array(job.said, np.int32)])[: job.position]
+        if self._prefixes.wants(held):
+            self._prefixes.keep(held, self._context.save(job.slot))
 
     def _assemble(self) -> list[tuple[_Job, Part]]:
         parts = [
@@ -229,12 +287,19 @@ class Schedule:
         ]
         room = min(self._load.prefill_chunk, self._context.batch_tokens - len(parts))
         for job in self._running:
-            if job.last < 0 and room > 0:
-                end = min(job.position + room, len(job.prompt))
+            if job.last < 0 and room > 0 and self._follow(job):
+                end = min(job.position + room, self._chunk_end(job))
                 chunk = job.prompt[job.position : end]
                 parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
                 room -= len(chunk)
         return parts
+
+    def _chunk_end(self, job: _Job) -> int:
+        """Return up to where the prompt may be read in one step."""
+        asked = len(job.prompt) - job.accepted
+        if not job.replayed or not job.accepted:
+            return len(job.prompt)
+        return asked if job.position < asked else job.position + 1
 
     def _decode(self, parts: list[tuple[_Job, Part]], events: list[Event]) -> int:
         """Decode `parts` together; when that fails, each alone. Returns how many failed alone."""
@@ -242,7 +307,8 @@ class Schedule:
         if code == 0:
             for job, part in parts:
                 job.position += len(part.tokens)
-                self._keep_prefix(job)
+                if job.last >= 0:
+                    job.said.append(job.last)
             for job, part in parts:
                 if part.wanted:
                     self._accept(job, part.row, events)
@@ -256,13 +322,6 @@ class Schedule:
             events.append(Failed(job.id, Reason.ENGINE_FAILED, detail))
             return 1
         return sum(self._decode([part], events) for part in parts)
-
-    def _keep_prefix(self, job: _Job) -> None:
-        """Keep what this prompt had in common with the last one, once it has been read."""
-        if job.known and job.position >= job.known:
-            self._context.forget(self._prefix_slot)
-            self._context.share(job.slot, self._prefix_slot, job.known)
-            self._prefix, job.known = job.prompt[: job.known], 0
 
     def _accept(self, job: _Job, row: int, events: list[Event]) -> None:
         assert job.sampler is not None
@@ -280,6 +339,8 @@ class Schedule:
             job.logprobs.append(self._context.logprobs(self._model, token, row, top))
         job.last = token
         job.written += 1
+        if job.written == 1:
+            self._meter.began(time.monotonic() - job.came_at)
         self._say(job, job.text.push(token, self._model.piece(token)), events)
         if job.text.stopped:
             self._finish(job, "stop", events)
@@ -309,32 +370,34 @@ def _within_a_chunk(logprobs: list[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
     return tuple(told)
 
 
-def _common(a: Tokens, b: Tokens) -> int:
-    """Return how many tokens `a` and `b` begin with alike."""
-    length = min(len(a), len(b))
-    differ = np.flatnonzero(a[:length] != b[:length])
-    return int(differ[0]) if len(differ) else length
-
-
 def open_schedule(load: Load, name: str, digest: str) -> Schedule:
     """Load a model, measure its speed and return it ready for jobs. Raises `ModelLoadError`."""
     model = Model(load.path, load.gpu_layers)
     context_tokens = min(load.context_tokens, model.train_tokens or load.context_tokens)
-    # Few answers fill their context: room for a quarter of the slots to do so keeps the memory small.
-    cells = context_tokens * max(1, load.slots // 4)
     context = Context(
         model,
-        sequences=load.slots + 1,
-        cells=cells + PREFIX_TOKENS_MAX,
+        sequences=load.slots,
+        tokens=context_tokens,
         batch_tokens=load.slots + max(load.prefill_chunk, PREFILL_TOKENS),
         threads=load.threads,
     )
-    speed = _measure(context, load)
-    info = ModelInfo(name, digest, context_tokens, speed.prefill_tps, speed.decode_tps, load.slots)
-    return Schedule(model, context, load, Ready(info), cells=cells)
+    speed, token_bytes = _measure(context, load)
+    # Few conversations fill their context, either.
+    prefixes = min(ENTRIES_MAX, 4 * load.prefix_bytes_max // (token_bytes * context_tokens))
+    info = ModelInfo(
+        name,
+        digest,
+        context_tokens,
+        speed.prefill_tps,
+        speed.decode_tps,
+        load.slots,
+        prefixes if model.sliceable else 0,
+    )
+    return Schedule(model, context, load, Ready(info))
 
 
-def _measure(context: Context, load: Load) -> Speed:
+def _measure(context: Context, load: Load) -> tuple[Speed, int]:
+    """Return how fast it is, and the bytes that one token takes in a context."""
     position = 0
 
     def run(tokens: int) -> None:
@@ -348,5 +411,6 @@ def _measure(context: Context, load: Load) -> Speed:
     # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.
     clock = time.monotonic if load.gpu_layers else cpu_clock(load.threads)
     speed = measure(run, lambda: run(1), clock)
+    token_bytes = max(1, len(context.save(0)) // position)
     context.clear()
-    return speed
+    return speed, token_bytes

@@ -66,6 +66,9 @@ class Vectors:
         """There is work whenever there is a job."""
         return 0.0 if self._jobs else None
 
+    def metrics(self) -> None:
+        """Nothing is counted."""
+
     def step(self) -> list[Event]:
         """Embed one batch of texts, oldest jobs first."""
         batch: list[tuple[_Job, Part]] = []
@@ -97,7 +100,7 @@ def open_vectors(load: Load, name: str, digest: str) -> Vectors:
     context = Context(
         model,
         sequences=SEQUENCES,
-        cells=EMBED_TOKENS_MAX,
+        tokens=EMBED_TOKENS_MAX // SEQUENCES,
         batch_tokens=EMBED_TOKENS_MAX,
         threads=load.threads,
         pooled=True,

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,8 @@ from p2pmesh.errors import EngineError, ModelLoadError, Reason
 
 INBOX_MAX = 1_024
 """Most requests read and not yet taken; then the pipe fills, and the parent's own bound holds."""
+FILES_MAX = 256
+"""Most files the process may have open. It needs some ten, and one for each part of a model."""
 ALIVE_S = 1.0
 """Most seconds of work without a word to the parent, as far as single steps allow."""
 _READ_BYTES = 65_536
@@ -49,7 +52,8 @@ Inbox = queue.Queue[Request]
 def main() -> NoReturn:
     """Serve one model until stdin ends. Exits with 1 when it could not be loaded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts must not end up in a core file
+    _confine(resource.RLIMIT_CORE, 0)  # prompts must not end up in a core file
+    _confine(resource.RLIMIT_NOFILE, FILES_MAX)
     out = _private_stdout()
     inbox: Inbox = queue.Queue(INBOX_MAX)
     threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
@@ -63,6 +67,12 @@ def main() -> NoReturn:
         sys.exit(1)
     _write(out, [replace(engine.ready, memory_bytes=_memory_bytes())])
     serve(engine, inbox, out)
+
+
+def _confine(limit: int, most: int) -> None:
+    """Lower a limit of this process: what asks for more fails in here, and the machine and the peer live."""
+    with suppress(ValueError, OSError):  # it is lower already
+        resource.setrlimit(limit, (most, most))
 
 
 def _memory_bytes() -> int:
@@ -81,10 +91,15 @@ def open_engine(load: Load) -> Engine:
         from p2pmesh.engine.echo import Echo
 
         return Echo(load, load.served_name)
-    from p2pmesh.engine import digest, gguf_file
+    from p2pmesh.engine import digest, gguf_file, memory
 
     path = Path(load.path)
-    gguf_file.check(path)
+    header = gguf_file.check(path)
+    if load.kind == "llama":
+        free = None if load.gpu_layers else memory.available_bytes()
+        load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
+        if not load.gpu_layers:  # a driver maps what it likes
+            _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
     try:
         found = digest.sha256_of(path)
     except OSError as error:
@@ -102,7 +117,7 @@ def open_engine(load: Load) -> Engine:
 
 def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
     """Step the engine for ever. What one step brings goes out in one write."""
-    spoken = time.monotonic()
+    spoken = told = time.monotonic()
     while True:
         events: list[Event] = []
         for request in _take(inbox, engine.wait_s()):
@@ -113,9 +128,13 @@ def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
         wait_s = engine.wait_s()
         if wait_s == 0.0:
             events += engine.step()
-        now = time.monotonic()
-        if not events and wait_s is not None and now - spoken >= ALIVE_S:
-            events = [Alive()]
+        now, worked = time.monotonic(), wait_s is not None
+        due = now - told >= ALIVE_S or engine.wait_s() is None
+        if worked and due and (metrics := engine.metrics()):
+            told = now
+            events.append(metrics)
+        elif worked and not events and now - spoken >= ALIVE_S:
+            events.append(Alive())
         if events:
             spoken = now
             _write(out, events)

@@ -72,6 +72,8 @@ class EngineHandle:
         """The embedding space of its vectors; empty: it does not embed, or was never ready."""
         self.dimensions = 0
         self.memory_bytes = 0
+        self.metrics: base.Metrics | None = None
+        """What the child told last of its work; None: nothing yet."""
         self.pid: int | None = None
         self.restarts = 0
         """How often it was started again."""
@@ -157,6 +159,8 @@ class EngineHandle:
             self._on_ready(event)
         elif isinstance(event, base.LoadFailed):
             raise _Unloadable(event.detail)
+        elif isinstance(event, base.Metrics):
+            self.metrics = event
         elif not isinstance(event, base.Alive):
             wanted = self._jobs.get(event.job)
             if wanted is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,7 @@ class Models:
                 "pid": engine.pid,
                 "restarts": engine.restarts,
                 "memory_bytes": engine.memory_bytes,
+                "metrics": None if engine.metrics is None else asdict(engine.metrics),
             }
             for name, engine in rows
         ]

@@ -102,6 +102,12 @@ def gone(pid: int) -> bool:
         return True
 
 
+def limits_of(pid: int | None) -> dict[str, list[str]]:
+    """The soft and the hard limit of each resource of a process, by name."""
+    told = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return {line[:25].strip(): line[25:].split()[:2] for line in told}
+
+
 def no_children() -> bool:
     try:
         os.waitpid(-1, os.WNOHANG)
@@ -437,9 +443,9 @@ QUESTIONS = (
 
 @pytest.mark.model
 async def test_eight_at_once_say_what_each_says_alone(model: Path):
-    """Word for word only at first: the cells of sequences that decode together lie interleaved, attention is
-    summed in their order, and a near-tie may fall the other way (measured: 5 or 6 of 8 stay equal over 24
-    tokens). That the schedule itself is exact is shown on a model of integers in the unit tests.
+    """Word for word only at first: one row and eight rows are multiplied by different kernels, and a near-tie
+    may fall the other way (measured: 7 of 8 stay equal over 24 tokens). That the schedule itself is exact is
+    shown on a model of integers in the unit tests.
     """
     async with running(load(model)) as engine:
         info = engine.handle.info
@@ -530,6 +536,37 @@ async def test_a_schema_is_kept_and_one_that_cannot_be_costs_nobody_anything(mod
         assert (await engine.end("from prose")).reason is Reason.BAD_REQUEST
         assert engine.handle.pid == pid
         assert engine.handle.restarts == 0
+
+
+@pytest.mark.model
+async def test_a_conversation_that_goes_on_says_what_it_says_to_one_who_reads_it_whole(model: Path):
+    story = "Tell me in many words what the sea is, and what lives in it. " * 8
+    said = {}
+    for kept in (0, 2**26):
+        async with running(load(model, prefix_bytes_max=kept)) as engine:
+            assert bool(engine.handle.info and engine.handle.info.prefixes) == bool(kept)
+            engine.ask("first", story, max_tokens=16)
+            await engine.end("first")
+            turns = (SYSTEM, Message("user", story), Message("assistant", engine.text("first")))
+            engine.handle.generate("next", (*turns, Message("user", "Go on.")), Options(max_tokens=16))
+            await engine.end("next")
+            said[kept] = (engine.text("first"), engine.text("next"))
+            while (told := engine.handle.metrics) is None or told.running:  # noqa: ASYNC110
+                await trio.sleep(0.01)  # it follows the end of the last job
+            assert (told.reused_tokens > 100) == bool(kept)
+            assert told.waiting == 0 < told.ttft_s
+    assert said[0] == said[2**26]
+
+
+@pytest.mark.model
+async def test_a_child_is_kept_within_bounds(model: Path):
+    async with running(load(model, slots=2)) as engine:
+        limits = limits_of(engine.handle.pid)
+        assert limits["Max core file size"] == ["0", "0"]
+        assert limits["Max open files"] == ["256", "256"]
+        soft, hard = limits["Max data size"]
+        assert 2**30 < int(soft) == int(hard) < 2**31
+        assert len(os.listdir(f"/proc/{engine.handle.pid}/fd")) < 32
 
 
 @pytest.mark.model

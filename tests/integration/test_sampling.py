@@ -70,7 +70,7 @@ def row() -> Iterator[Row]:
     except (ConfigError, ModelLoadError):
         pytest.skip("the embedded default model is not installed")
     model = Model(os.fspath(path))
-    context = Context(model, sequences=1, cells=256, batch_tokens=64, threads=1)
+    context = Context(model, sequences=1, tokens=256, batch_tokens=64, threads=1)
     yield Row(model, context)
     context.close()
     model.close()

@@ -64,6 +64,8 @@ class FakeContext:
         self.held: dict[int, list[int]] = {}
         self.fault: Callable[[list[Part]], int] = lambda parts: 0
         self.batches: list[list[int]] = []
+        self.saved = 0
+        self.crowded = False
         self._rows: dict[int, int] = {}
 
     def decode(self, parts: list[Part]) -> int:
@@ -93,21 +95,27 @@ class FakeContext:
     def forget(self, sequence: int, start: int = 0) -> None:
         del self.held.setdefault(sequence, [])[start:]
 
-    def share(self, source: int, target: int, end: int) -> None:
-        assert not self.held.get(target), "shared into a sequence in use"
-        assert end <= len(self.held[source])
-        self.held[target] = self.held[source][:end]
+    def save(self, sequence: int) -> Any:
+        self.saved += 1
+        return np.array(self.held[sequence], np.int32)
+
+    def restore(self, sequence: int, state: Any) -> bool:
+        assert not self.held.get(sequence), "restored into a sequence in use"
+        if self.crowded:
+            return False
+        self.held[sequence] = state.tolist()
+        return True
 
 
 class World:
     """A schedule over fakes."""
 
-    def __init__(self, *, cells: int = 4_000, context_tokens: int = 400, **load: Any) -> None:
+    def __init__(self, *, context_tokens: int = 400, decode_tps: float = 1.0, **load: Any) -> None:
         self.context = FakeContext()
         spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
-        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, 1.0, spec.slots))
+        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, decode_tps, spec.slots))
         fakes: Any = (FakeModel(), self.context)
-        self.schedule = Schedule(*fakes, spec, ready, cells=cells)
+        self.schedule = Schedule(*fakes, spec, ready)
         self.events: list[Event] = []
 
     def ask(self, job: str, text: str, **options: Any) -> None:
@@ -154,6 +162,15 @@ def test_an_answer_goes_on_from_any_of_its_tokens_as_if_it_had_never_stopped(que
         again.run()
         assert bytes(tokens[:cut]).decode() + again.text("a") == whole.text("a")
         assert again.end("a") == whole.end("a")  # the usage of the whole answer, too
+
+
+@pytest.mark.parametrize(("decode_tps", "one_by_one"), [(12.0, True), (11.0, False)])
+def test_what_was_written_is_read_as_it_was_written_where_that_takes_no_second(decode_tps, one_by_one):
+    world = World(decode_tps=decode_tps)
+    world.resume("a", "why?", (97,) * 12, max_tokens=13)
+    world.run()
+    assert sum(map(sum, world.context.batches)) == prompt_length("why?") + 12
+    assert world.context.batches.count([1]) == (12 if one_by_one else 0)
 
 
 def test_another_models_answer_goes_on_from_its_text():
@@ -203,17 +220,105 @@ def test_a_prompt_is_read_in_chunks_while_another_answers():
     assert any(len(b) == 2 and b[0] == 1 and b[1] > 1 for b in world.context.batches)
 
 
+PREAMBLE = "the same words each time, and many of them. " * 4
+
+
+def prompt_length(text: str) -> int:
+    return len(World().schedule.prompt_tokens((Message("user", text),)))
+
+
+def read(world: World) -> int:
+    """How many tokens of prompts were read."""
+    return sum(n for batch in world.context.batches for n in batch if n > 1)
+
+
 def test_a_shared_beginning_is_read_once():
     world = World()
-    preamble = "the same words each time, and many of them. " * 4
     for i in range(4):
-        world.ask(str(i), f"{preamble}{i}", max_tokens=3)
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
         world.run()
-    read = [sum(n for n in b if n > 1) for b in world.context.batches]
-    assert sum(read) < 2.5 * len(world.schedule.prompt_tokens((Message("user", preamble),))), (
-        "every prompt was read whole"
-    )
-    assert [world.text(str(i)) for i in range(4)] == [alone(f"{preamble}{i}", max_tokens=3) for i in range(4)]
+    assert read(world) < 1.5 * prompt_length(PREAMBLE), "every prompt was read whole"
+    assert [world.text(str(i)) for i in range(4)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(4)]
+
+
+def test_of_those_that_come_at_once_one_reads_and_the_others_wait_for_it():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    world.run()
+    assert read(world) < 1.5 * prompt_length(PREAMBLE)
+    assert [world.text(str(i)) for i in range(3)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(3)]
+
+
+def test_who_waits_for_one_that_goes_away_reads_on_itself():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    for _ in range(3):
+        world.schedule.step()
+    world.events += world.schedule.abort("0")
+    world.run()
+    assert [world.text(str(i)) for i in (1, 2)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in (1, 2)]
+
+
+def test_the_next_turn_of_a_conversation_begins_where_the_last_one_ended():
+    world = World()
+    world.ask("a", PREAMBLE, max_tokens=40)
+    world.run()
+    before = read(world)
+    turns = (Message("user", PREAMBLE), Message("assistant", world.text("a")), Message("user", "and then?"))
+    request = Generate("b", turns, Options(max_tokens=3))
+    world.events += world.schedule.submit(request)
+    world.run()
+    frame = prompt_length("and then?") + len("<|im_end|>")
+    assert read(world) - before <= frame
+    fresh = World()
+    fresh.events += fresh.schedule.submit(request)
+    fresh.run()
+    assert world.text("b") == fresh.text("b") != ""
+
+
+def test_what_was_read_reused_and_written_is_counted():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+    world.run()
+    told = world.schedule.metrics()
+    prompts = 3 * prompt_length(f"{PREAMBLE}0")
+    assert told.prompt_tokens + told.reused_tokens == prompts
+    assert told.prompt_tokens == read(world) < told.reused_tokens
+    assert told.answer_tokens == sum(n for batch in world.context.batches for n in batch if n == 1)
+    assert (told.waiting, told.running) == (0, 0)
+    assert told.ttft_s > 0 < told.gap_s
+
+
+def test_a_prompt_with_a_seed_is_read_whole():
+    world = World()
+    for i in range(3):
+        world.ask(str(i), PREAMBLE, max_tokens=3, seed=i)
+    world.run()
+    assert read(world) == 3 * prompt_length(PREAMBLE)
+
+
+def test_where_there_is_no_room_in_one_piece_a_prompt_is_read_whole():
+    world = World()
+    world.context.crowded = True
+    for i in range(2):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+        world.run()
+    assert read(world) == 2 * prompt_length(f"{PREAMBLE}0")
+    assert world.text("1") == alone(f"{PREAMBLE}1", max_tokens=3)
+
+
+@pytest.mark.parametrize("way", [{"prefix_bytes_max": 0}, {"sliceable": False}])
+def test_without_room_for_it_or_with_a_model_of_one_state_nothing_is_kept(way, monkeypatch):
+    monkeypatch.setattr(FakeModel, "sliceable", way.pop("sliceable", True))
+    world = World(**way)
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=3)
+        world.run()
+    assert (world.context.saved, len(world.schedule._prefixes)) == (0, 0)
+    assert read(world) == 3 * prompt_length(f"{PREAMBLE}0")
 
 
 def test_one_that_cannot_be_decoded_fails_alone():
@@ -221,7 +326,14 @@ def test_one_that_cannot_be_decoded_fails_alone():
     for i, question in enumerate(QUESTIONS[:3]):
         world.ask(str(i), question)
     world.schedule.step()
-    world.context.fault = lambda parts: -1 if any(p.sequence == 1 for p in parts) else 0
+
+    def fault(parts: list[Part]) -> int:
+        sequences = [p.sequence for p in parts]
+        if sequences == [1]:
+            world.context.fault = lambda parts: 0  # it is gone, and another may take its place
+        return -1 if 1 in sequences else 0
+
+    world.context.fault = fault
     world.run()
     failed = world.end("1")
     assert isinstance(failed, Failed)
@@ -284,13 +396,30 @@ def test_an_answer_is_capped_by_the_context():
     assert end.finish_reason == "length"
 
 
-def test_jobs_wait_for_room_and_not_only_for_a_slot():
-    world = World(cells=300)
-    for i in range(4):
-        world.ask(str(i), QUESTIONS[i], max_tokens=150)
+def test_the_last_closes_the_gap_that_another_leaves():
+    """llama.cpp decodes neighbours in one go, and those beyond a gap in another."""
+    world = World()
+    for i, length in enumerate((4, 40, 40)):
+        world.ask(str(i), f"{'x' * 9 * i}?", max_tokens=length)
+    widths: list[list[int]] = []
+    world.context.fault = lambda parts: widths.append(sorted(p.sequence for p in parts)) or 0
     world.run()
-    assert max(map(len, world.context.batches)) < 3
-    assert [world.text(str(i)) for i in range(4)] == [alone(q, max_tokens=150) for q in QUESTIONS[:4]]
+    assert [world.text(str(i)) for i in range(3)] == [
+        alone(f"{'x' * 9 * i}?", max_tokens=n) for i, n in enumerate((4, 40, 40))
+    ]
+    assert all(used == list(range(used[0], used[0] + len(used))) for used in widths)
+    assert [0, 1, 2] in widths
+    assert widths[-1] == [0]
+    assert not any(world.context.held[s] for s in range(3))
+
+
+def test_where_nothing_can_be_moved_a_gap_stays():
+    world = World()
+    world.context.crowded = True
+    for i, length in enumerate((4, 40, 40)):
+        world.ask(str(i), f"{i}?", max_tokens=length)
+    world.run()
+    assert [world.text(str(i)) for i in (1, 2)] == [alone(f"{i}?", max_tokens=40) for i in (1, 2)]
 
 
 def test_a_full_queue_refuses():

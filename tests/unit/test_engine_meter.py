@@ -1,0 +1,58 @@
+"""Counts and moving averages of real work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from p2pmesh.engine import base, frames
+from p2pmesh.engine.calibrate import Speed
+from p2pmesh.engine.meter import Meter
+from p2pmesh.errors import EngineError
+
+
+def test_speeds_begin_with_the_calibration_and_follow_what_really_happens():
+    meter = Meter(Speed(200.0, 50.0))
+    fresh = meter.metrics(0, 0)
+    assert (fresh.prefill_tps, fresh.decode_tps, fresh.decode_cpu_tps) == (200.0, 50.0, 50.0)
+    for _ in range(400):
+        meter.stepped(100, 0, 2.0, 1.0)
+        meter.stepped(0, 8, 0.4, 0.1)
+    told = meter.metrics(3, 8)
+    assert told.prefill_tps == pytest.approx(50.0, rel=0.01)
+    assert told.prefill_cpu_tps == pytest.approx(100.0, rel=0.01)
+    assert told.decode_tps == pytest.approx(20.0, rel=0.05)
+    assert told.decode_cpu_tps == pytest.approx(80.0, rel=0.05)
+    assert told.gap_s == pytest.approx(0.4)
+    assert (told.waiting, told.running, told.prompt_tokens, told.answer_tokens) == (3, 8, 40_000, 3_200)
+
+
+def test_a_step_that_did_both_is_counted_and_teaches_no_speed():
+    meter = Meter(Speed(200.0, 50.0))
+    meter.stepped(90, 4, 60.0, 60.0)
+    told = meter.metrics(0, 4)
+    assert (told.prefill_tps, told.decode_tps) == (200.0, 50.0)
+    assert (told.prompt_tokens, told.answer_tokens, told.gap_s) == (90, 4, 60.0)
+
+
+def test_the_first_token_is_the_mean_of_the_last_ones():
+    meter = Meter(Speed(1.0, 1.0))
+    meter.began(3.0)
+    assert meter.metrics(0, 0).ttft_s == 3.0
+    meter.began(1.0)
+    assert meter.metrics(0, 0).ttft_s == 2.0
+    for _ in range(200):
+        meter.began(7.0)
+    assert meter.metrics(0, 0).ttft_s == pytest.approx(7.0, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_a_child_cannot_tell_figures_that_are_none(wrong: float):
+    told = Meter(Speed(1.0, 1.0)).metrics(1, 2)
+    assert frames.EventReader().feed(frames.encode(told)) == [told]
+    for name in ("decode_tps", "gap_s"):
+        with pytest.raises(EngineError):
+            frames.EventReader().feed(frames.encode(replace(told, **{name: wrong})))
+    assert isinstance(told, base.Metrics)
