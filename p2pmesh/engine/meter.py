@@ -8,6 +8,8 @@ from __future__ import annotations
 from p2pmesh.engine.base import Metrics
 from p2pmesh.engine.calibrate import Ewma, Speed
 
+_STEPS_REMEMBERED = 8.0
+"""Steps after which an older one weighs less than 1/e in how long they take. A guess."""
 _JOBS_REMEMBERED = 16.0
 """Answers after which an older one weighs less than 1/e in the time to the first token. A guess."""
 
@@ -20,6 +22,8 @@ class Meter:
         self._read_cpu = Ewma(speed.prefill_tps)
         self._wrote = Ewma(speed.decode_tps)
         self._wrote_cpu = Ewma(speed.decode_tps)
+        self._step_s = 1.0 / speed.decode_tps
+        """Seconds of a step that only writes, a moving average."""
         self._ttft_s = self._gap_s = 0.0
         self._answers = self._gaps = 0.0
         self.prompt_tokens = self.reused_tokens = self.answer_tokens = 0
@@ -35,9 +39,14 @@ class Meter:
         elif not read:
             self._wrote.add(wrote, wall_s)
             self._wrote_cpu.add(wrote, cpu_s)
+            self._step_s += (wall_s - self._step_s) / _STEPS_REMEMBERED
         if wrote:
             self._gaps = min(self._gaps + 1, 8 * _JOBS_REMEMBERED)
             self._gap_s += (wall_s - self._gap_s) / self._gaps
+
+    def tokens_beside(self, share: float) -> int:
+        """Return how many tokens of a prompt are read in `share` of the time of a step that only writes."""
+        return round(share * self._step_s * self._read.tokens_per_s)
 
     def began(self, waited_s: float) -> None:
         """An answer got its first token, so long after it was asked for."""

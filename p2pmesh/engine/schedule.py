@@ -44,6 +44,11 @@ REPLAY_S = 1.0
 """Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
 are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
 answers that went on 9 differed, and so none). Longer ones are read as prompts are, four times as fast."""
+BESIDE_SHARE = 0.7
+"""Share of a step's time that may go to a long prompt while others write: their tokens then come at half
+their pace or a little more, and not once in half a second (measured: gaps grew tenfold)."""
+BESIDE_TOKENS_MIN = 4
+"""Fewest tokens of a long prompt read in a step: it must come to its end. A guess."""
 FAILURES_MAX = 3
 """Steps in a row in which nothing could be decoded, after which the engine gives itself up."""
 
@@ -69,6 +74,8 @@ class _Job:
     """Tokens of the answer that stand at the end of the prompt: an earlier attempt wrote them."""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the tokens that are held back, where asked for."""
+    long: bool = False
+    """Whether its prompt takes several steps to read, in which others' answers must not stall."""
     replayed: bool = False
     """Whether those are read one by one, as they were written."""
     leader: _Job | None = None
@@ -226,6 +233,7 @@ class Schedule:
             # that prompt is always read whole.
             if self._prefixes.bytes_max and options.seed is None:
                 self._reuse(job)
+            job.long = len(job.prompt) - max(job.position, job.shared) > self._load.prefill_chunk
 
     def _close_ranks(self) -> None:
         """Move the last jobs into the gaps that others left: it takes a step's time or less, and each step
@@ -286,12 +294,15 @@ class Schedule:
             if job.last >= 0
         ]
         room = min(self._load.prefill_chunk, self._context.batch_tokens - len(parts))
+        beside = max(BESIDE_TOKENS_MIN, self._meter.tokens_beside(BESIDE_SHARE)) if parts else room
         for job in self._running:
-            if job.last < 0 and room > 0 and self._follow(job):
-                end = min(job.position + room, self._chunk_end(job))
+            most = min(room, beside) if job.long else room
+            if job.last < 0 and most > 0 and self._follow(job):
+                end = min(job.position + most, self._chunk_end(job))
                 chunk = job.prompt[job.position : end]
                 parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
                 room -= len(chunk)
+                beside -= len(chunk) if job.long else 0
         return parts
 
     def _chunk_end(self, job: _Job) -> int:

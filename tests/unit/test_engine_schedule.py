@@ -19,6 +19,7 @@ from p2pmesh.config import Limits
 from p2pmesh.engine import frames, schedule
 from p2pmesh.engine.base import Embed, Embedded, Event, Failed, Finished, Generate, Generated, Load, Ready
 from p2pmesh.engine.batch import Part
+from p2pmesh.engine.calibrate import Speed
 from p2pmesh.engine.schedule import FAILURES_MAX, Schedule
 from p2pmesh.engine.vectors import Vectors
 from p2pmesh.errors import EngineError, Reason
@@ -110,10 +111,12 @@ class FakeContext:
 class World:
     """A schedule over fakes."""
 
-    def __init__(self, *, context_tokens: int = 400, decode_tps: float = 1.0, **load: Any) -> None:
+    def __init__(
+        self, *, context_tokens: int = 400, decode_tps: float = 1.0, prefill_tps: float = 1.0, **load: Any
+    ) -> None:
         self.context = FakeContext()
         spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
-        ready = Ready(ModelInfo("m", "d", context_tokens, 1.0, decode_tps, spec.slots))
+        ready = Ready(ModelInfo("m", "d", context_tokens, prefill_tps, decode_tps, spec.slots))
         fakes: Any = (FakeModel(), self.context)
         self.schedule = Schedule(*fakes, spec, ready)
         self.events: list[Event] = []
@@ -239,6 +242,29 @@ def test_a_shared_beginning_is_read_once():
         world.run()
     assert read(world) < 1.5 * prompt_length(PREAMBLE), "every prompt was read whole"
     assert [world.text(str(i)) for i in range(4)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(4)]
+
+
+def test_a_long_prompt_is_read_in_small_pieces_while_others_write_and_in_large_ones_alone():
+    world = World(decode_tps=10.0, prefill_tps=100.0)
+    world.ask("a", "x", max_tokens=60)
+    while not world.text("a"):
+        world.events += world.schedule.step()
+    world.context.batches.clear()
+    world.ask("long", "y" * 200, max_tokens=1)
+    world.ask("short", "z", max_tokens=1)
+    beside = []
+    for _ in range(12):
+        world.schedule._meter = type(world.schedule._meter)(Speed(100.0, 10.0))  # as if each step took 0.1 s
+        world.events += world.schedule.step()
+        beside.append(world.context.batches[-1])
+    assert [batch[1] for batch in beside] == [7] * 12
+    assert any(len(batch) == 3 and batch[2] > 7 for batch in beside), "a short one is read at once"
+    world.run()
+    alone_after = World()
+    alone_after.ask("long", "y" * 200, max_tokens=1)
+    alone_after.run()
+    assert max(max(batch) for batch in alone_after.context.batches) == 30
+    assert world.text("long") == alone_after.text("long")
 
 
 def test_of_those_that_come_at_once_one_reads_and_the_others_wait_for_it():
@@ -398,7 +424,7 @@ def test_an_answer_is_capped_by_the_context():
 
 def test_the_last_closes_the_gap_that_another_leaves():
     """llama.cpp decodes neighbours in one go, and those beyond a gap in another."""
-    world = World()
+    world = World(prefill_tps=1e9)
     for i, length in enumerate((4, 40, 40)):
         world.ask(str(i), f"{'x' * 9 * i}?", max_tokens=length)
     widths: list[list[int]] = []
