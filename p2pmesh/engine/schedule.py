@@ -44,7 +44,7 @@ REPLAY_S = 1.0
 """Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
 are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
 answers that went on 9 differed, and so none). Longer ones are read as prompts are, four times as fast."""
-BESIDE_SHARE = 0.7
+BESIDE_SHARE = 0.5
 """Share of a step's time that may go to a long prompt while others write: their tokens then come at half
 their pace or a little more, and not once in half a second (measured: gaps grew tenfold)."""
 BESIDE_TOKENS_MIN = 4
@@ -298,7 +298,10 @@ class Schedule:
         for job in self._running:
             most = min(room, beside) if job.long else room
             if job.last < 0 and most > 0 and self._follow(job):
-                end = min(job.position + most, self._chunk_end(job))
+                whole = self._chunk_end(job)
+                end = min(job.position + most, whole)
+                if end < whole and not job.long and room < self._load.prefill_chunk:
+                    break  # in two pieces it would be read no sooner, and those before it later
                 chunk = job.prompt[job.position : end]
                 parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
                 room -= len(chunk)

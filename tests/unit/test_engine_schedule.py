@@ -257,14 +257,27 @@ def test_a_long_prompt_is_read_in_small_pieces_while_others_write_and_in_large_o
         world.schedule._meter = type(world.schedule._meter)(Speed(100.0, 10.0))  # as if each step took 0.1 s
         world.events += world.schedule.step()
         beside.append(world.context.batches[-1])
-    assert [batch[1] for batch in beside] == [7] * 12
-    assert any(len(batch) == 3 and batch[2] > 7 for batch in beside), "a short one is read at once"
+    assert [batch[1] for batch in beside] == [5] * 12
+    assert any(len(batch) == 3 and batch[2] > 5 for batch in beside), "a short one is read at once"
     world.run()
     alone_after = World()
     alone_after.ask("long", "y" * 200, max_tokens=1)
     alone_after.run()
     assert max(max(batch) for batch in alone_after.context.batches) == 30
     assert world.text("long") == alone_after.text("long")
+
+
+def test_of_short_prompts_one_after_the_other_is_read_whole():
+    """Read across steps, the second would be no sooner done, and the first later."""
+    world = World(prefill_chunk=60)
+    world.context.batch_tokens = 70
+    for i in range(3):
+        world.ask(str(i), f"{i}", max_tokens=1, seed=i)
+    length = prompt_length("0")
+    assert 30 < length <= 60
+    for _ in range(3):
+        world.events += world.schedule.step()
+    assert world.context.batches == [[length]] * 3
 
 
 def test_of_those_that_come_at_once_one_reads_and_the_others_wait_for_it():
