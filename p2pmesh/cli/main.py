@@ -245,6 +245,55 @@ def stop(url: str | None, state: str, as_json: bool) -> None:
         click.echo(json.dumps(told))
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def models(as_json: bool) -> None:
+    """The models on this machine that a peer can be told to serve by name."""
+    from p2pmesh.engine import catalog
+
+    found = catalog.listing()
+    if as_json:
+        click.echo(json.dumps({"models": found}))
+        return
+    head = ("NAME", "SIZE", "FORMAT", "CONTEXT", "LICENCE", "TEMPLATE", "SHA-256", "")
+    _table([head, *map(_model_row, found)])
+
+
+@main.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def tune(model: str, as_json: bool) -> None:
+    """Measure whether this machine serves MODEL faster in another quantisation, and keep a copy if so."""
+    from p2pmesh.engine import tune as engine_tune
+    from p2pmesh.errors import MeshError
+
+    try:
+        outcome = engine_tune.tune(model, lambda line: click.echo(line, err=True))
+    except MeshError as exc:
+        raise click.ClickException(str(exc)) from None
+    if as_json:
+        click.echo(json.dumps(engine_tune.report(outcome)))
+        return
+    head = ("FORMAT", "SIZE", "READS", "WRITES", "EIGHT WRITE", "PERPLEXITY")
+    _table([head, *(_tried_row(figures) for figures in outcome.tried)])
+    click.echo(f"{outcome.kept or 'the original'} is used from now on: {outcome.why}")
+
+
+def _model_row(row: dict[str, Any]) -> tuple[str, ...]:
+    template = "yes" if row["template"] else "no"
+    size = f"{row['bytes'] / 1e6:.0f} MB"
+    context = str(row["context_tokens"] or "?")
+    told = f"as {row['tuned']}" if row["tuned"] else row["detail"]
+    digest = row["digest"][:12]
+    return (row["name"], size, row["format"], context, row["licence"], template, digest, told)
+
+
+def _tried_row(figures: Any) -> tuple[str, ...]:
+    speeds = (figures.prefill_tps, figures.decode_tps, figures.together_tps)
+    told = [f"{speed:.0f} tokens/s" for speed in speeds]
+    return (figures.format, f"{figures.bytes / 1e6:.0f} MB", *told, f"{figures.perplexity:.2f}")
+
+
 def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
     return (
         peer["name"],

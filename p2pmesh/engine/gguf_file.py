@@ -25,6 +25,11 @@ TEXT_BYTES_MAX = 65_536
 """Longest text that is kept of the metadata, a chat template; longer ones are passed over."""
 KEPT_BYTES_MAX = 1 << 20
 """Most bytes of texts that are kept in all."""
+_FORMATS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
+    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K",
+    32: "BF16",
+}  # fmt: skip
 _HALF_BYTES = 2
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
@@ -54,6 +59,13 @@ class Header:
     """The whole numbers in its metadata; the architecture's own without its name before them."""
     texts: dict[str, str] = field(default_factory=dict)
     """The short texts in it: name, licence, chat template."""
+
+    @property
+    def format(self) -> str:
+        """The quantisation most of its weights have, as llama.cpp names it; a number where it has no name
+        here."""
+        number = self.numbers.get("general.file_type", -1)
+        return _FORMATS.get(number, str(number) if number >= 0 else "unknown")
 
     @property
     def cell_bytes(self) -> int:

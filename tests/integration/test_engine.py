@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from p2pmesh import config
-from p2pmesh.engine import base, catalog, embedder, frames
+from p2pmesh.engine import base, catalog, embedder, frames, tune
 from p2pmesh.errors import ConfigError, LocalProtocolError, ModelLoadError, Reason
 from p2pmesh.peer import engines
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
@@ -556,6 +556,22 @@ async def test_a_conversation_that_goes_on_says_what_it_says_to_one_who_reads_it
             assert (told.reused_tokens > 100) == bool(kept)
             assert told.waiting == 0 < told.ttft_s
     assert said[0] == said[2**26]
+
+
+@pytest.mark.model
+def test_a_copy_in_another_format_is_measured_and_served(model: Path, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "FORMATS", {"q8_0": 34 / 32})
+    monkeypatch.setattr(tune, "GAIN_MIN", 0.0)  # whether it pays is this machine's affair
+    outcome = tune.tune(catalog.DEFAULT, lambda line: None)
+    original, copy = outcome.tried
+    assert outcome.kept == "q8_0"
+    assert 0.98 < copy.perplexity / original.perplexity < 1.02
+    assert original.perplexity < 100
+    assert copy.together_tps > copy.decode_tps > 0 < copy.prefill_tps
+    spec = catalog.model_load(config.ModelConfig(model=catalog.DEFAULT), config.Engine())
+    assert Path(spec.path).parent == tmp_path / "p2pmesh" / "tuned"
+    assert spec.served_name == catalog.DEFAULT
 
 
 @pytest.mark.model

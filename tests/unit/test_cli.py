@@ -91,7 +91,7 @@ def test_a_wrong_verb_or_flag_is_named_with_the_nearest():
 
 def test_help_of_every_verb_is_there():
     assert run("--help").exit_code == 0
-    for verb in ("up", "demo", "ask", "status", "peers", "explain", "id", "stop"):
+    for verb in ("up", "demo", "ask", "status", "peers", "explain", "id", "stop", "models", "tune"):
         assert run(verb, "--help").exit_code == 0
         assert verb in run("-h").stdout
     assert run("--version").stdout.strip().endswith("0.1.0")
@@ -168,6 +168,16 @@ def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer
     assert "0.5 ms" in first
     assert "\x1b" not in second
     assert "\x07" not in second
+
+
+def test_models_and_tune_need_no_peer(tmp_path: Path):
+    here = {"XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    shown = run("models", **here)
+    assert (shown.exit_code, shown.stdout.split()[:2]) == (0, ["NAME", "SIZE"])
+    assert isinstance(json.loads(run("models", "--json", **here).stdout)["models"], list)
+    wrong = run("tune", "nope", **here)
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert "there is no model 'nope'" in wrong.stderr
 
 
 # -------------------------------------------------------------------- flags and the environment

@@ -125,7 +125,7 @@ def test_configured_models_become_loads(home: Path):
     path = put(home / "a.gguf", tiny())
     engine = config.Engine(slots=3)
     load = catalog.model_load(config.ModelConfig(model=str(path)), engine)
-    assert (load.path, load.kind, load.name, load.slots) == (str(path), "llama", "", 3)
+    assert (load.path, load.kind, load.name, load.slots) == (str(path), "llama", "a", 3)
     echo = catalog.model_load(config.ModelConfig(model="parrot", engine="echo", tokens_per_s=7.0), engine)
     assert (echo.path, echo.kind, echo.name, echo.tokens_per_s) == ("", "echo", "parrot", 7.0)
     with pytest.raises(ConfigError, match=r"models\.engine"):
