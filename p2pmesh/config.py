@@ -7,6 +7,7 @@ this file, so the text under each field is the manual.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from p2pmesh.errors import ConfigError
@@ -294,8 +295,8 @@ class Engine:
     """The models."""
 
     threads: int = 1
-    """Threads of each model. All models of a machine together must not exceed its cores: two spinning threads
-    that contend are 5 to 10 times slower than one (measured)."""
+    """Threads of each model; fewer where a peer's models together would have more than the machine has cores:
+    two spinning threads that contend are 5 to 10 times slower than one (measured)."""
     slots: int = 8
     """Queries one model runs at once, in one batch."""
     context_tokens: int = 2_048
@@ -358,6 +359,12 @@ class ModelConfig:
     """Speed of an echo model."""
     digest: str = ""
     """SHA-256 in hex the file must have; empty: any."""
+    adapter: str = ""
+    """A path to a LoRA adapter, a GGUF file, that is laid over the model; empty: none. Each adapter is a
+    model of its own, in its own process: the weights are mapped, and so in memory once, and no answer waits
+    for those with another adapter (an adapter holds for all that a context decodes at once)."""
+    adapter_scale: float = 1.0
+    """How strongly it is laid over: 1 as it was trained."""
     system_prompt: str | None = None
     """Put before a conversation that has no system message of its own. None: nothing, but for the embedded
     default model, which answers in broken French without one (measured)."""
@@ -365,6 +372,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.tokens_per_s > 0:
             raise ConfigError(f"models.tokens_per_s must be above 0, not {self.tokens_per_s!r}")
+        if not math.isfinite(self.adapter_scale):
+            raise ConfigError(f"models.adapter_scale must be a number, not {self.adapter_scale!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,9 @@ class Load:
     """The GGUF file; empty for an echo."""
     digest: str = ""
     """SHA-256 in hex the file must have; empty: any."""
+    adapter: str = ""
+    """The GGUF file of a LoRA adapter that is laid over it; empty: none."""
+    adapter_scale: float = 1.0
     kind: Kind = "llama"
     name: str = ""
     """The name others ask for, or of an embedder's space; empty: the file's stem."""

@@ -57,7 +57,7 @@ class Model:
     Raises `ModelLoadError` when llama.cpp refuses the file. A hostile file may abort the process instead.
     """
 
-    def __init__(self, path: str, gpu_layers: int = 0) -> None:
+    def __init__(self, path: str, gpu_layers: int = 0, adapter: str = "") -> None:
         llama.llama_backend_init()
         self.gpu_layers = gpu_layers
         params = llama.llama_model_default_params()
@@ -65,6 +65,15 @@ class Model:
         self.handle = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise ModelLoadError(f"llama.cpp cannot load {os.path.basename(path)}")
+        self.adapter: Any = None
+        """Laid over it in each of its contexts. It is freed with the model."""
+        if adapter:
+            self.adapter = llama.llama_adapter_lora_init(self.handle, os.fsencode(adapter))
+            if not self.adapter:
+                raise ModelLoadError(
+                    f"llama.cpp cannot lay {os.path.basename(adapter)} over {os.path.basename(path)}: "
+                    "was it trained on that model?"
+                )
         self.vocab = llama.llama_model_get_vocab(self.handle)
         self.train_tokens: int = llama.llama_model_n_ctx_train(self.handle)
         self.dimensions: int = llama.llama_model_n_embd(self.handle)
@@ -279,6 +288,7 @@ class Context:
         tokens: int,
         batch_tokens: int,
         threads: int,
+        adapter_scale: float = 1.0,
         pooled: bool = False,
     ) -> None:
         """`pooled`: an embedder, whose answer is the mean of a text's vectors. Raises `ModelLoadError`."""
@@ -297,6 +307,9 @@ class Context:
         self.handle = llama.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise ModelLoadError(f"no memory for {sequences} contexts of {tokens} tokens")
+        if model.adapter:
+            adapters = (llama.llama_adapter_lora_p_ctypes * 1)(model.adapter)
+            llama.llama_set_adapters_lora(self.handle, adapters, 1, (ctypes.c_float * 1)(adapter_scale))
         self._memory = llama.llama_get_memory(self.handle)
         self.batch_tokens = int(llama.llama_n_batch(self.handle))
         self.dimensions = model.dimensions

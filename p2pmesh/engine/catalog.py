@@ -120,7 +120,9 @@ def model_load(model: config.ModelConfig, engine: config.Engine) -> Load:
         path="" if echo else str(_best(find(model.model), model.digest)),
         digest=model.digest,
         kind="echo" if echo else "llama",
-        name=model.name or (model.model if echo or _is_name(model.model) else Path(model.model).stem),
+        name=model.name or _name(model, echo),
+        adapter=str(_adapter(model.adapter)) if model.adapter and not echo else "",
+        adapter_scale=model.adapter_scale,
         context_tokens=engine.context_tokens,
         slots=engine.slots,
         threads=engine.threads,
@@ -144,6 +146,20 @@ def embedder_load(engine: config.Engine) -> Load | None:
         threads=engine.threads,
         jobs_max=engine.jobs_max,
     )
+
+
+def _name(model: config.ModelConfig, echo: bool) -> str:
+    name = model.model if echo or _is_name(model.model) else Path(model.model).stem
+    return f"{name}+{Path(model.adapter).stem}" if model.adapter and not echo else name
+
+
+def _adapter(path: str) -> Path:
+    """Return the file of an adapter. Raises `ModelLoadError` when it is missing, or is none."""
+    file = Path(path).expanduser()
+    kind = gguf_file.check(file).texts.get("general.type", "")
+    if kind != "adapter":
+        raise ModelLoadError(f"{file.name} is no adapter: its general.type is {kind[:64]!r}")
+    return file
 
 
 def _best(path: Path, wanted: str) -> Path:

@@ -386,7 +386,7 @@ def _within_a_chunk(logprobs: list[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
 
 def open_schedule(load: Load, name: str, digest: str) -> Schedule:
     """Load a model, measure its speed and return it ready for jobs. Raises `ModelLoadError`."""
-    model = Model(load.path, load.gpu_layers)
+    model = Model(load.path, load.gpu_layers, load.adapter)
     context_tokens = min(load.context_tokens, model.train_tokens or load.context_tokens)
     context = Context(
         model,
@@ -394,6 +394,7 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
         tokens=context_tokens,
         batch_tokens=load.slots + max(load.prefill_chunk, PREFILL_TOKENS),
         threads=load.threads,
+        adapter_scale=load.adapter_scale,
     )
     speed, token_bytes = _measure(context, load)
     # Few conversations fill their context, either.

@@ -10,6 +10,7 @@ and trio starts processes from a thread that retires after ten idle seconds.)
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import resource
@@ -102,8 +103,9 @@ def open_engine(load: Load) -> Engine:
             _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
     try:
         found = digest.sha256_of(path)
+        over = digest.sha256_of(Path(load.adapter)) if load.adapter else ""
     except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ModelLoadError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
     if load.digest and found != load.digest.lower():
         raise ModelLoadError(f"{path.name} has the digest {found}, not {load.digest.lower()}")
     if load.kind == "embed":
@@ -112,6 +114,9 @@ def open_engine(load: Load) -> Engine:
         return open_vectors(load, load.served_name, found)
     from p2pmesh.engine.schedule import open_schedule
 
+    if over:  # another mind, whose answers only its like may go on with
+        gguf_file.check(Path(load.adapter))
+        found = hashlib.sha256(f"{found} {over} {load.adapter_scale!r}".encode()).hexdigest()
     return open_schedule(load, load.served_name, found)
 
 

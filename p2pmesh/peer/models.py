@@ -7,6 +7,7 @@ It knows engines and skills, and nothing of queries' ways. Whatever an engine sa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +39,24 @@ class _Served:
     config: ModelConfig
     engine: EngineHandle
     up: bool = False
+
+
+def threads_each(config: Config, cores: int) -> int:
+    """Return how many threads each model gets, so that all together have no more than there are cores."""
+    wanted, most = config.engine.threads, max(1, cores // max(1, len(config.models)))
+    if wanted > most:
+        _log.warning(
+            "each of %d models gets %d threads, not %d: there are %d cores",
+            len(config.models),
+            most,
+            wanted,
+            cores,
+        )
+    return min(wanted, most)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Models:
@@ -182,10 +201,8 @@ class Models:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         """Start every engine at once, wait for all, and learn what the skills mean."""
-        specs = [
-            (model, self._named(catalog.model_load(model, self._config.engine)))
-            for model in self._config.models
-        ]
+        shared = replace(self._config.engine, threads=threads_each(self._config, _cores()))
+        specs = [(model, self._named(catalog.model_load(model, shared))) for model in self._config.models]
         embed = self._embedder_load()
         for model, spec in specs:
             if spec.name in self._served:

@@ -99,9 +99,10 @@ def _beside(values: dict[str, Any], folder: Path) -> None:
     """Let relative paths of models count from the folder of the file that names them."""
     models = values.get("models")
     for model in models if isinstance(models, list) else ():
-        path = model.get("model") if isinstance(model, dict) else None
-        if isinstance(path, str) and ("/" in path or path.endswith(".gguf")) and not path.startswith("~"):
-            model["model"] = str(folder / path)
+        for key in ("model", "adapter"):
+            path = model.get(key) if isinstance(model, dict) else None
+            if isinstance(path, str) and ("/" in path or path.endswith(".gguf")) and not path.startswith("~"):
+                model[key] = str(folder / path)
 
 
 def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:

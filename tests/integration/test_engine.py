@@ -574,6 +574,54 @@ def test_a_copy_in_another_format_is_measured_and_served(model: Path, tmp_path: 
     assert spec.served_name == catalog.DEFAULT
 
 
+def adapter(path: Path, width: int, strength: float) -> Path:
+    """Write a LoRA adapter for a model of 30 layers that are so wide."""
+    gguf = pytest.importorskip("gguf")
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 4.0)
+    for layer in range(30):
+        low = random.normal(size=(4, width)).astype(np.float32)
+        high = strength * random.normal(size=(width, 4)).astype(np.float32)
+        writer.add_tensor(f"blk.{layer}.attn_q.weight.lora_a", low)
+        writer.add_tensor(f"blk.{layer}.attn_q.weight.lora_b", high)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.model
+async def test_an_adapter_is_laid_over_its_model_and_is_another_mind(model: Path, tmp_path: Path):
+    said, digests = [], []
+    strong, none = (adapter(tmp_path / f"{s}.gguf", 576, s) for s in (0.2, 0.0))
+    for over in ("", str(none), str(strong)):
+        async with running(load(model, slots=1, adapter=over)) as engine:
+            engine.ask("a", QUESTIONS[0], max_tokens=8)
+            await engine.end("a")
+            said.append(engine.text("a"))
+            assert engine.handle.info is not None
+            digests.append(engine.handle.info.digest)
+    assert said[0] == said[1] != said[2]
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.model
+async def test_what_is_no_adapter_for_this_model_is_refused(model: Path, tmp_path: Path):
+    narrow = str(adapter(tmp_path / "narrow.gguf", 64, 0.1))
+    async with running(load(model, adapter=narrow), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match=r"cannot lay narrow\.gguf over"):
+            await engine.handle.wait_ready()
+    for wrong, why in ((str(model), "is no adapter"), (str(tmp_path / "none.gguf"), "there is no file")):
+        with pytest.raises(ModelLoadError, match=why):
+            catalog.model_load(config.ModelConfig(model=str(model), adapter=wrong), config.Engine())
+    asked = config.ModelConfig(model=str(model), adapter=narrow)
+    assert catalog.model_load(asked, config.Engine()).served_name == f"{model.stem}+narrow"
+
+
 @pytest.mark.model
 async def test_a_child_is_kept_within_bounds(model: Path):
     async with running(load(model, slots=2)) as engine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from p2pmesh.config import Config, ModelConfig
+import pytest
+
+from p2pmesh.config import Config, Engine, ModelConfig
 from p2pmesh.engine import catalog
 from p2pmesh.peer import models
 from p2pmesh.query import Message, QueryId
@@ -37,3 +39,13 @@ def test_a_job_names_its_query_and_attempt():
 
 def test_a_peer_without_models_claims_nothing():
     assert models.Models(Config(), lambda _: None).capability() == Capability()
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "cores", "each"),
+    [(1, 3, 2, 1), (4, 1, 8, 4), (4, 2, 8, 4), (4, 3, 8, 2), (8, 1, 2, 2), (2, 0, 8, 2)],
+)
+def test_all_models_together_have_no_more_threads_than_there_are_cores(threads, count, cores, each):
+    served = tuple(ModelConfig(model=f"m{i}", engine="echo") for i in range(count))
+    given = Config(models=served, engine=Engine(threads=threads))
+    assert models.threads_each(given, cores) == each

@@ -115,10 +115,12 @@ def test_a_file_that_cannot_be_read_is_named(write: Any, tmp_path: Path):
 def test_a_relative_model_counts_from_the_folder_of_its_file(tmp_path: Path):
     file = tmp_path / "peer.toml"
     file.write_text(
-        'models = [{model = "a.gguf"}, {model = "/b/c.gguf"}, {model = "~/d.gguf"}, {model = "name"}]'
+        'models = [{model = "a.gguf", adapter = "l.gguf"}, {model = "/b/c.gguf"}, {model = "~/d.gguf"}, '
+        '{model = "name"}]'
     )
     models = [model.model for model in load_config(file).models]
     assert models == [str(tmp_path / "a.gguf"), "/b/c.gguf", "~/d.gguf", "name"]
+    assert load_config(file).models[0].adapter == str(tmp_path / "l.gguf")
 
 
 def test_what_the_program_lays_over_is_checked_too():
