@@ -192,7 +192,17 @@ def status(url: str | None, state: str, as_json: bool) -> None:
     for engine in told["engines"]:
         detail = f": {engine['detail']}" if engine["detail"] else ""
         pid = f" (pid {engine['pid']})" if engine["pid"] else ""
-        click.echo(f"{engine['name']} is {engine['state']}{detail}{pid}")
+        click.echo(f"{engine['name']} is {engine['state']}{detail}{pid}{_doing(engine.get('metrics'))}")
+
+
+def _doing(metrics: dict[str, Any] | None) -> str:
+    """How an engine does, where it has told."""
+    if not metrics:
+        return ""
+    return (
+        f": {metrics['running']} running, {metrics['waiting']} waiting, first token after "
+        f"{metrics['ttft_s']:.2f} s, then {metrics['decode_tps']:.0f} tokens/s"
+    )
 
 
 @main.command()
