@@ -290,6 +290,10 @@ class Net:
         )
 
 
+_MAY_BE_0 = ("idle_unload_s", "prefix_bytes_max")
+"""Of `Engine`: 0 turns them off."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """The models."""
@@ -318,13 +322,17 @@ class Engine:
     """Most seconds between restarts."""
     crashes_max: int = 2
     """Crashes while loading, in a row, after which a model file is quarantined."""
+    idle_unload_s: float = 0.0
+    """Seconds without a query after which a model's process ends and its memory is free; it is loaded again
+    for the next query, which waits for it. 0: never."""
     stall_max_s: float = 60.0
     """Seconds an engine with work may stay silent before its process is ended."""
 
     def __post_init__(self) -> None:
-        _positive(self, *(set(self.__dataclass_fields__) - {"gpu_layers", "prefix_bytes_max"}))
-        if self.prefix_bytes_max < 0:
-            raise ConfigError(f"engine.prefix_bytes_max must not be below 0, not {self.prefix_bytes_max!r}")
+        _positive(self, *(set(self.__dataclass_fields__) - {"gpu_layers", *_MAY_BE_0}))
+        for name in _MAY_BE_0:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"engine.{name} must not be below 0, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,9 @@ GRACE_S = 1.0
 """Seconds a child has to exit when asked, and again when told, before it is killed."""
 _READ_BYTES = 65_536
 
-State = Literal["loading", "ready", "restarting", "quarantined", "closed"]
-_End = Literal["crashed", "unloadable", "never lived"]
+State = Literal["loading", "ready", "asleep", "restarting", "quarantined", "closed"]
+"""Asleep: it takes jobs, and loads its model again for the first one."""
+_End = Literal["crashed", "unloadable", "never lived", "idle"]
 """How a child ended. One that was asked to end, or misbehaved, has crashed too."""
 
 # No code runs that lies in the directory we happen to be in, which is what the empty entry means. (-P and
@@ -80,6 +81,9 @@ class EngineHandle:
         self._spec, self._config, self._on_event = spec, config, on_event
         self._jobs: dict[str, bool] = {}
         """Jobs that have not ended, and whether they are wanted still."""
+        self._early: list[base.Generate | base.Embed] = []
+        """Jobs that came while it was asleep, until its model is loaded."""
+        self._wake = trio.Event()
         self._refusals: deque[base.Failed] = deque()
         self._refused = trio.Event()
         self._outbox: trio.MemorySendChannel[bytes] | None = None
@@ -110,12 +114,17 @@ class EngineHandle:
         for refusal in [r for r in self._refusals if r.job == job]:
             self._refusals.remove(refusal)
         if self._jobs.get(job):
-            self._jobs[job] = False
-            self._send(base.Abort(job))
+            early = [request for request in self._early if request.job == job]
+            if early:
+                self._early.remove(early[0])
+                del self._jobs[job]
+            else:
+                self._jobs[job] = False
+                self._send(base.Abort(job))
 
     async def wait_ready(self) -> None:
         """Wait until it takes jobs. Raises `ModelLoadError` when it never will."""
-        while self.state != "ready":
+        while self.state not in ("ready", "asleep"):
             if self.state in ("quarantined", "closed"):
                 raise ModelLoadError(self.detail)
             await self._changed.wait()
@@ -126,7 +135,7 @@ class EngineHandle:
         job = request.job
         if job in self._jobs or any(r.job == job for r in self._refusals):
             raise LocalProtocolError(f"there is a job {job!r} already")
-        if self.state != "ready":
+        if self.state not in ("ready", "asleep"):
             self._refuse(base.Failed(job, Reason.ENGINE_FAILED, f"the engine is {self.state}: {self.detail}"))
         elif len(self._jobs) >= self._config.jobs_max:
             self._refuse(base.refused(job, self._config.jobs_max))
@@ -140,7 +149,11 @@ class EngineHandle:
                 self._refuse(base.Failed(job, Reason.BAD_REQUEST, str(error)[: base.DETAIL_CHARS_MAX]))
             else:
                 self._jobs[job] = True
-                self._send(request)
+                if self.state == "ready":
+                    self._send(request)
+                else:
+                    self._early.append(request)
+                    self._wake.set()
 
     def _refuse(self, failed: base.Failed) -> None:
         self._refusals.append(failed)
@@ -174,13 +187,18 @@ class EngineHandle:
     def _on_ready(self, ready: base.Ready) -> None:
         if self.state == "ready":
             raise EngineError("it was ready twice")
+        asleep = self.state == "asleep"
         expected = self._spec.served_name
         if ready.info.name != expected:
             raise EngineError(f"it calls itself {ready.info.name[:64]!r}, not {expected!r}")
         self.info, self.space, self.dimensions = ready.info, ready.space, ready.dimensions
         self.memory_bytes = ready.memory_bytes
         self._become("ready", "")
-        self._on_event(self, EngineUp(ready.info))
+        if not asleep:
+            self._on_event(self, EngineUp(ready.info))
+        early, self._early = self._early, []
+        for request in early:
+            self._send(request)
 
     def _become(self, state: State, detail: str) -> None:
         self.state, self.detail = state, detail
@@ -188,7 +206,7 @@ class EngineHandle:
         self._changed = trio.Event()
 
     def _fail_all(self, detail: str) -> None:
-        jobs, self._jobs = self._jobs, {}
+        jobs, self._jobs, self._early = self._jobs, {}, []
         for job, wanted in jobs.items():
             if wanted:
                 self._on_event(self, base.Failed(job, Reason.ENGINE_FAILED, detail))
@@ -210,6 +228,9 @@ class EngineHandle:
         crashes, pause_s = 0, self._config.restart_min_s
         while True:
             detail, end = await self._live()
+            if end == "idle":
+                await self._wake.wait()
+                continue
             if self.state == "ready":
                 crashes = 0
             elif end == "crashed":
@@ -240,9 +261,11 @@ class EngineHandle:
             return f"no process can be started: {error}", "never lived"
         self.pid = process.pid
         words = bytearray()
-        why, unloadable = "", False
+        why, unloadable, idle = "", False, False
         try:
             await self._converse(process, words)
+        except _Idle:
+            idle = True
         except _Unloadable as error:
             why, unloadable = str(error), True
         except EngineError as error:
@@ -253,6 +276,8 @@ class EngineHandle:
                 # One that was cancelled mid-conversation is healthy, and stops when its stdin ends.
                 await _end(process, GRACE_S if not why else 0.0)
             self.pid = None
+        if idle:
+            return self.detail, "idle"
         return (why, "unloadable") if unloadable else (_epitaph(process, why, words), "crashed")
 
     async def _converse(self, process: trio.Process, words: bytearray) -> None:
@@ -285,7 +310,7 @@ class EngineHandle:
                     self._handle(event)
 
     async def _watch(self, scope: trio.CancelScope, failure: list[EngineError]) -> None:
-        """End a child that does not load in time, or falls silent over its work."""
+        """End a child that does not load in time, falls silent over its work, or has had none for long."""
         self._heard = started = trio.current_time()
         while True:
             now = trio.current_time()
@@ -295,12 +320,25 @@ class EngineHandle:
             else:
                 limit_s = self._config.stall_max_s
                 due, said = (self._heard if self._jobs else now) + limit_s, "it had work and said nothing for"
+                if self._config.idle_unload_s and not self._jobs:
+                    due = self._heard + self._config.idle_unload_s
+            if now >= due and self.state == "ready" and not self._jobs:
+                self._wake = trio.Event()
+                self._become("asleep", "it had nothing to do; its model is loaded again when it has")
+                failure.append(_Idle())
+                scope.cancel()
+                return
             if now >= due:
                 failure.append(EngineError(f"{said} {limit_s:g} s"))
                 scope.cancel()
                 return
-            with trio.move_on_at(due):
+            # That the last job ended is no change of state, and is looked for.
+            with trio.move_on_at(min(due, now + (self._config.idle_unload_s or limit_s))):
                 await self._changed.wait()
+
+
+class _Idle(EngineError):
+    """It had no job for so long that its memory is better used otherwise."""
 
 
 class _Unloadable(EngineError):

@@ -93,7 +93,8 @@ class Models:
     @property
     def space(self) -> str:
         """The embedding space of this peer; empty: it cannot embed."""
-        return self._embedder.space if self._embedder is not None and self._embedder.state == "ready" else ""
+        embeds = self._embedder is not None and self._embedder.state in ("ready", "asleep")
+        return self._embedder.space if self._embedder is not None and embeds else ""
 
     def generate(self, query: Query, model: str) -> None:
         """Start an answer; its end comes as an event in any case."""

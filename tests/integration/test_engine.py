@@ -230,6 +230,46 @@ async def test_slow_work_is_not_silence():
         assert isinstance(await engine.end("a"), base.Finished)
 
 
+async def test_an_engine_without_work_falls_asleep_and_wakes_for_the_next_job():
+    async with running(echo(), idle_unload_s=0.05) as engine:
+        for number in range(3):
+            with trio.fail_after(HANG_S):
+                while engine.handle.state != "asleep" or engine.handle.pid is not None:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            await engine.handle.wait_ready()  # it takes jobs
+            for job in ("a", "b", "unwanted"):
+                engine.ask(f"{job}{number}", "one two")
+            engine.handle.abort(f"unwanted{number}")
+            assert isinstance(await engine.end(f"a{number}"), base.Finished)
+            assert isinstance(await engine.end(f"b{number}"), base.Finished)
+            assert engine.ends(f"unwanted{number}") == []
+        assert engine.kinds() == [EngineUp]
+        assert engine.handle.restarts == 0
+
+
+async def test_one_that_cannot_wake_fails_what_it_was_woken_for(monkeypatch: Any):
+    async with running(echo(), idle_unload_s=0.05, crashes_max=1_000) as engine:
+        with trio.fail_after(HANG_S):
+            while engine.handle.state != "asleep":  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        monkeypatch.setattr(engines, "_spawn", lambda: child("raise SystemExit(3)"))
+        engine.ask("a", "x")
+        failed = await engine.end("a")
+        assert failed.reason is Reason.ENGINE_FAILED
+        await engine.until(lambda: EngineDown in engine.kinds())
+        monkeypatch.undo()
+        await engine.until(lambda: engine.kinds().count(EngineUp) == 2)
+
+
+async def test_a_job_that_comes_while_it_falls_asleep_is_done():
+    """Whatever the moment: before the child is told to end, meanwhile, or after."""
+    async with running(echo(), idle_unload_s=0.02) as engine:
+        for number in range(40):
+            engine.ask(str(number), "x")
+            assert isinstance(await engine.end(str(number)), base.Finished)
+            await trio.sleep(0.001 * number)
+
+
 async def test_a_full_engine_refuses_and_an_aborted_job_makes_room():
     async with running(echo(tokens_per_s=20.0, slots=1), jobs_max=2) as engine:
         for job in "abc":
