@@ -19,8 +19,8 @@ to do, `gap` the time between two pieces of one answer. Each ratio is the median
 ratio within a round. Above 1 is good for us; only of `ttft_…`, `itl_…` and `lag_…` less is better.
 
 **Stall.** The 99th percentile of the gaps of 4 of our running answers while a 1000-token prompt of words no
-two alike is read beside them, over what it is without (`itl_p99_ratio`). The long prompt is read in a dozen
-steps or so, so that beside it there are few gaps and their 99th percentile is their longest.
+two alike is read beside them, over what it is without (`itl_p99_ratio`). The long prompt is read in some
+hundred small pieces, one in each step.
 
 **Lag.** How late a task wakes that sleeps 2 ms again and again on the loop that hears our engine: the 99th
 percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`).

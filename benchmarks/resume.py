@@ -110,7 +110,7 @@ async def answering(load: base.Load) -> AsyncIterator[Answers]:
 def gap_after(load: base.Load, topic: str, tokens: list[int]) -> float:
     """Return the logits between the two likeliest tokens after `tokens` of the answer."""
     from p2pmesh.engine.batch import Part
-    from p2pmesh.engine.schedule import open_schedule
+    from p2pmesh.engine.opening import open_schedule
 
     schedule: Any = open_schedule(load, "m", "")
     prompt = schedule.prompt_tokens(conversation(topic)) + tokens

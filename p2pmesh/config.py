@@ -306,7 +306,7 @@ class Engine:
     context_tokens: int = 2_048
     """Longest prompt plus answer of one query; cut to what the model was trained for."""
     prefill_chunk: int = 96
-    """Prompt tokens read between two decode steps while others' answers stream."""
+    """Most prompt tokens read in one step. A longer one is read beside others' answers in smaller pieces."""
     gpu_layers: int = 0
     """Layers put on a GPU, where the build has one; -1: all."""
     jobs_max: int = 256

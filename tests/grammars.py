@@ -10,11 +10,50 @@ import uuid
 from datetime import date, datetime, time
 from random import Random
 from typing import Any
+from unittest.mock import patch
+
+from p2pmesh.engine import grammar
 
 ATOM = re.compile(r'("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|[a-z][a-z0-9-]*)([?*+]|\{\d+(?:,\d*)?\})?')
 SAMPLES = [*map(chr, range(32, 127)), "é", "日", "🙂", "\n", "\x7f", "\x00"]
 MORE = 3
 """How often at most something is said that may be said without end."""
+
+
+def built(schema: str) -> tuple[str | None, int, int]:
+    """Return the grammar, or None where it is refused; how many rules were made, and schemas compiled.
+
+    It fails in the midst of what would not end.
+    """
+    made, compiled = 0, 0
+    most = grammar.NODES_MAX * grammar.DEPTH_MAX
+
+    class Counted(grammar._Compiler):
+        def _put(self, name: str, alternatives: list[list[str]]) -> None:
+            nonlocal made
+            made += name not in self._rules
+            super()._put(name, alternatives)
+
+        def _alternatives(self, schema: Any, where: str) -> list[list[str]]:
+            nonlocal compiled
+            compiled += 1
+            assert compiled <= most, "it compiles the same again and again"
+            return super()._alternatives(schema, where)
+
+    with patch.object(grammar, "_Compiler", Counted):
+        try:
+            return grammar.gbnf(schema), made, compiled
+        except grammar.SchemaError:
+            return None, made, compiled
+
+
+def narrowing(depth: int, names: int, end: Any = None) -> Any:
+    """Return a schema of objects within objects, each with so many names that are undeclared and needed."""
+    schema = {"type": "null"} if end is None else end
+    for _ in range(depth):
+        required = [f"k{i}" for i in range(names)]
+        schema = {"type": "object", "required": required, "additionalProperties": schema}
+    return schema
 
 
 class Grammar:

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import codecs
 
+HELD_TOKENS_MAX = 512
+"""Most tokens held back: a chunk on the wire has room for twice as many. Beyond it, which takes hundreds of
+tokens that spell nothing, a stop text that may have begun is not waited for."""
+
 
 class AnswerText:
-    """The text of one answer as it grows. Holds back at most the longest stop text and one token."""
+    """The text of one answer as it grows. Holds back at most the longest stop text and one token, or
+    `HELD_TOKENS_MAX` tokens."""
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._stop = stop
@@ -31,6 +36,8 @@ class AnswerText:
         if cut is not None:
             self.stopped = True
             return self._release(len(self._tokens), cut)
+        if len(self._tokens) > HELD_TOKENS_MAX:
+            return self.flush()
         safe = len(self._held) - self._suspect()
         count = max((i + 1 for i, (_, end) in enumerate(self._tokens) if 0 <= end <= safe), default=0)
         return self._release(count, self._tokens[count - 1][1] if count else 0)

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -51,6 +52,11 @@ _log_callback = llama.llama_log_callback(_log)  # kept here: llama.cpp holds a b
 llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
 
 
+def offloads() -> bool:
+    """Return whether this build of llama.cpp can use a GPU."""
+    return bool(llama.llama_supports_gpu_offload())
+
+
 class Model:
     """The weights and the vocabulary of a GGUF file.
 
@@ -83,9 +89,12 @@ class Model:
         self.bos: int = llama.llama_vocab_bos(self.vocab)
         self.eos: int = llama.llama_vocab_eos(self.vocab)
         self.sliceable = not (
-            llama.llama_model_is_recurrent(self.handle) or llama.llama_model_is_hybrid(self.handle)
+            llama.llama_model_is_recurrent(self.handle)
+            or llama.llama_model_is_hybrid(self.handle)
+            or llama.llama_model_n_swa(self.handle) > 0
         )
-        """Whether a part of one sequence's memory can be shared with another: not where it is one state."""
+        """Whether what `Context.save` returned may be cut to a beginning once it is put back: not where it is
+        one state, and not where some layers look back a window only, for only the last window is saved."""
         self._pieces: dict[int, bytes] = {}
 
     @property
@@ -111,27 +120,29 @@ class Model:
 
     def piece(self, token: int) -> bytes:
         """Return the bytes `token` spells; b"" for a control token."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self._spell(token, special=False)
-        return known
+        if token not in self._pieces:
+            self._pieces[token] = self._spell(token, special=False)
+        return self._pieces[token]
 
     def control_text(self, token: int) -> str:
         """Return a control token as templates write it; "" where there is none."""
         return self._spell(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def _spell(self, token: int, *, special: bool) -> bytes:
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = llama.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
+        room = -llama.llama_token_to_piece(self.vocab, token, b"", 0, 0, special)
+        buffer = ctypes.create_string_buffer(room)
+        llama.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+        return buffer.raw
 
     def ends(self, token: int) -> bool:
         """Return whether `token` ends an answer."""
         return bool(llama.llama_vocab_is_eog(self.vocab, token))
+
+    @cached_property
+    def silent(self) -> Tokens:
+        """The tokens that neither write nor end. To find them among 49 152 takes 0.12 s, once (measured)."""
+        silent = (token for token in range(self.tokens) if not (self.piece(token) or self.ends(token)))
+        return np.fromiter(silent, np.int32)
 
     def close(self) -> None:
         """Free the weights. Close every context of it first."""
@@ -158,9 +169,10 @@ class Sampler:
         Raises ValueError when llama.cpp does not take `grammar`, or the grammar not what is accepted.
         """
         self._seed, self._drawn, self._position = seed, options.temperature > 0.0, 0
-        self.grammar = (
-            llama.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root") if grammar else None
-        )
+        start = llama.llama_sampler_init_grammar
+        self.grammar = start(model.vocab, grammar.encode(), b"root") if grammar else None
+        # llama.cpp's grammar takes control tokens for their spelling, of which the answer would hold nothing.
+        self._silent = model.silent if grammar else np.empty(0, np.int32)
         self.handle = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
         self._candidates = np.empty(model.tokens if grammar else 0, _CANDIDATE)
         for link in _links(model, options):
@@ -169,7 +181,7 @@ class Sampler:
             self.close()
             raise ValueError("llama.cpp cannot read the schema's grammar: simplify the schema")
         for token in accepted:
-            if not self._allows(int(token)):
+            if self.grammar and not self._allows(int(token)):
                 self.close()
                 raise ValueError("it cannot go on after a text that does not fit the schema")
             self._accept(int(token))
@@ -201,10 +213,10 @@ class Sampler:
 
     def _choose(self, logits: NDArray[np.float32], *, legal: bool) -> int:
         """Let the chain choose among all tokens, or the `legal` ones; -1: there is none."""
-        self._candidates["id"] = np.arange(len(logits), dtype=np.int32)
-        self._candidates["logit"] = logits
+        self._candidates["id"], self._candidates["logit"] = np.arange(len(logits)), logits
         array = _candidate_array(self._candidates)
         if legal:
+            self._candidates["logit"][self._silent] = -np.inf
             llama.llama_sampler_apply(self.grammar, ctypes.byref(array))
             if not np.isfinite(self._candidates["logit"]).any():
                 return -1
@@ -213,9 +225,7 @@ class Sampler:
 
     def _allows(self, token: int) -> bool:
         """Return whether the grammar allows `token` next. To accept another one ends the process."""
-        if self.grammar is None:
-            return True
-        one = np.array([(token, 1.0, 0.0)], _CANDIDATE)
+        one = np.array([(token, -np.inf if token in self._silent else 1.0, 0.0)], _CANDIDATE)
         llama.llama_sampler_apply(self.grammar, ctypes.byref(_candidate_array(one)))
         return bool(np.isfinite(one["logit"][0]))
 
@@ -227,9 +237,8 @@ class Sampler:
 
     def close(self) -> None:
         """Free it."""
-        for handle in (self.handle, self.grammar):
-            if handle:
-                llama.llama_sampler_free(handle)
+        for handle in filter(None, (self.handle, self.grammar)):
+            llama.llama_sampler_free(handle)
         self.handle = self.grammar = None
 
 
@@ -358,11 +367,14 @@ class Context:
         """Drop what `sequence` holds from position `start` on."""
         llama.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
-    def save(self, sequence: int) -> NDArray[np.uint8]:
+    def save(self, sequence: int) -> NDArray[np.uint8] | None:
         """Return what `sequence` holds, to be put back by `restore`: 23 kB a token of a model of 135 million
-        parameters."""
+        parameters. None where there is no memory for it."""
         size = llama.llama_state_seq_get_size(self.handle, sequence)
-        state = np.empty(size, np.uint8)
+        try:
+            state = np.empty(size, np.uint8)
+        except MemoryError:
+            return None
         llama.llama_state_seq_get_data(self.handle, _bytes_at(state), size, sequence)
         return state
 

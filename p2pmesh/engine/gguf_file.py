@@ -18,11 +18,14 @@ KEYS_MAX = 4_096
 """Most metadata keys. Files in use have some 50."""
 TENSORS_MAX = 65_536
 ITEMS_MAX = 2_000_000
-"""Most strings in one array: a vocabulary. The largest in use have 262 000."""
+"""Most strings in all arrays: a vocabulary, and how its pieces are merged. The largest in use have 262 000
+each."""
 DEPTH_MAX = 4
 """Deepest array of arrays."""
 TEXT_BYTES_MAX = 65_536
 """Longest text that is kept of the metadata, a chat template; longer ones are passed over."""
+KEY_BYTES_MAX = 256
+"""What is kept of the name of an entry. The longest in use have some 60 bytes."""
 KEPT_BYTES_MAX = 1 << 20
 """Most bytes of texts that are kept in all."""
 _FORMATS = {
@@ -55,6 +58,8 @@ class Header:
     tensors: int
     bytes_needed: int
     """Size the file must at least have."""
+    weights: int = 0
+    """Numbers in all its tensors."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The whole numbers in its metadata; the architecture's own without its name before them."""
     texts: dict[str, str] = field(default_factory=dict)
@@ -112,6 +117,7 @@ class _Head:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 4
+        self._items = self._weights = 0
 
     def read(self) -> Header:
         version, tensors, keys = self._unpack("<IQQ")
@@ -123,12 +129,12 @@ class _Head:
         texts: dict[str, str] = {}
         room = KEPT_BYTES_MAX
         for _ in range(keys):
-            key = self._string()[:256].decode("utf-8", "replace")
+            key = self._string(KEY_BYTES_MAX).decode("utf-8", "replace")
             (kind,) = self._unpack("<I")
             if kind in _NUMBERS:
                 (numbers[key],) = self._unpack(_NUMBERS[kind])
             elif kind == _STRING:
-                text = self._string()
+                text = self._string(TEXT_BYTES_MAX + 1)
                 if len(text) <= min(TEXT_BYTES_MAX, room):
                     texts[key] = text.decode("utf-8", "replace")
                     room -= len(text)
@@ -141,7 +147,7 @@ class _Head:
         ends = [self._tensor() for _ in range(tensors)]
         start = math.ceil(self._at / alignment) * alignment
         own = {key.removeprefix(f"{architecture}."): number for key, number in numbers.items()}
-        return Header(architecture, tensors, start + max(ends, default=0), own, texts)
+        return Header(architecture, tensors, start + max(ends, default=0), self._weights, own, texts)
 
     def _tensor(self) -> int:
         """Return where a tensor ends, counted from the first one's beginning."""
@@ -152,6 +158,7 @@ class _Head:
         shape = self._unpack(f"<{count}Q")
         kind, offset = self._unpack("<IQ")
         elements, size = _BLOCKS.get(kind, (1, 0))
+        self._weights += math.prod(shape)
         return int(offset) + math.prod(shape) // elements * size
 
     def _skip(self, kind: int, depth: int) -> None:
@@ -164,18 +171,20 @@ class _Head:
             if inner in _SIZES:
                 self._advance(count * _SIZES[inner])
                 return
-            if count > ITEMS_MAX:
-                raise _Damaged(f"an array of {count} items")
+            self._items += count
+            if self._items > ITEMS_MAX:
+                raise _Damaged(f"arrays of {self._items} items")
             for _ in range(count):
                 self._skip(inner, depth + 1)
         else:
             raise _Damaged(f"a value of the unknown type {kind}")
 
-    def _string(self) -> bytes:
+    def _string(self, keep: int = 0) -> bytes:
+        """Return the first `keep` bytes of a string, and stand behind it."""
         (length,) = self._unpack("<Q")
         start = self._at
         self._advance(length)
-        return self._data[start : self._at]
+        return self._data[start : min(self._at, start + keep)]
 
     def _unpack(self, layout: str) -> tuple[int, ...]:
         start = self._at

@@ -2,8 +2,9 @@
 
 Pure, and llama.cpp is not imported. Whatever the grammar lets through is JSON that fits the schema; what
 cannot be kept that way is refused by name, never dropped in silence. A schema is a stranger's text: its
-bytes, depth, values and repetitions are bounded before a rule is made, and the grammar after, in `rules`. No
-rule holds parentheses, which llama.cpp reads by recursion: deep ones end the process.
+bytes, depth and values are bounded before a rule is made, repetitions and the grammar's size with each that
+is, and what it may cost llama.cpp after, in `rules`. No rule holds parentheses, which llama.cpp reads by
+recursion: deep ones end the process.
 
 (llama-cpp-python's converter is not used: it drops keywords it does not know, lets raw line breaks into
 strings, and does not escape backslashes, so that a property's name can break out of its literal.)
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from p2pmesh.config import Limits
-from p2pmesh.engine.rules import SPACE, GrammarError, Rules, literal, rule_of, write
+from p2pmesh.engine.rules import SPACE, GrammarError, Rules, check_size, literal, rule_of, size, write
 
 SCHEMA_BYTES_MAX = Limits().schema_bytes_max
 DEPTH_MAX = 32
@@ -87,11 +88,9 @@ class SchemaError(ValueError):
 def gbnf(schema: str) -> str:
     """Return the grammar of the JSON that fits `schema`, from the rule "root" on. Raises `SchemaError`."""
     try:
-        rules = _Compiler(_read(schema)).rules()
+        return write(_Compiler(_read(schema)).rules())
     except RecursionError:
         raise SchemaError("its references lead too deep: fewer '$ref' within '$ref'") from None
-    try:
-        return write(rules)
     except GrammarError as error:
         raise SchemaError(str(error)) from None
 
@@ -141,9 +140,11 @@ class _Compiler:
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self._rules: Rules = {}
-        self._referred: dict[str, str] = {}
-        """The rule of each pointer: made before what it stands for, or recursion would not end."""
+        self._referred: dict[int, str] = {}
+        """The rule of each schema referred to, by its identity, as it may be pointed to in many spellings."""
         self._repeats = 0
+        self._length = 0
+        """What the rules so far take in a grammar, at least."""
         root = self._rule_of("#", schema)
         self._rules = {"root": [[root]], **self._rules}
 
@@ -159,12 +160,19 @@ class _Compiler:
 
     def _add(self, alternatives: list[list[str]]) -> str:
         name = f"r{len(self._rules)}"
-        self._rules[name] = alternatives
+        self._put(name, alternatives)
         return name
 
+    def _put(self, name: str, alternatives: list[list[str]]) -> None:
+        """Keep a rule, and its size within bounds now: a schema's rules can be far more than its bytes."""
+        self._rules[name] = alternatives
+        self._length += size(alternatives)
+        check_size(len(self._rules), self._length)
+
     def _rule_of(self, pointer: str, schema: Any) -> str:
-        name = self._referred[pointer] = self._add([])
-        self._rules[name] = self._alternatives(schema, pointer)
+        # Made before what it stands for, or recursion would not end.
+        name = self._referred[id(schema)] = self._add([])
+        self._put(name, self._alternatives(schema, pointer))
         return name
 
     def _value(self, schema: Any, where: str) -> str:
@@ -199,15 +207,13 @@ class _Compiler:
     def _ref(self, pointer: Any, where: str) -> list[list[str]]:
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
             _refuse(where, "'$ref' must lead within the schema: '#/$defs/name'")
-        if pointer not in self._referred:
-            target = self._schema
-            for step in pointer.split("/")[1:]:
-                key = step.replace("~1", "/").replace("~0", "~")
-                if not isinstance(target, dict) or key not in target:
-                    _refuse(where, f"{pointer[:64]!r} leads nowhere")
-                target = target[key]
-            self._rule_of(pointer, target)
-        return [[self._referred[pointer]]]
+        target = self._schema
+        for step in pointer.split("/")[1:]:
+            key = step.replace("~1", "/").replace("~0", "~")
+            if not isinstance(target, dict) or key not in target:
+                _refuse(where, f"{pointer[:64]!r} leads nowhere")
+            target = target[key]
+        return [[self._referred.get(id(target)) or self._rule_of(pointer, target)]]
 
     def _union(self, schemas: Any, where: str) -> list[list[str]]:
         if not isinstance(schemas, list) or not schemas:
@@ -257,10 +263,9 @@ class _Compiler:
         name = f"any-{depth}"
         if name not in self._rules:
             plain = [["string"], ["number"], ["boolean"], ["null"]]
-            self._rules[name] = plain
-            if depth:
-                inner = self._free(depth - 1)
-                self._rules[name] = [*plain, *self._map(inner), *self._list(inner, 0, None)]
+            inner = self._free(depth - 1) if depth else ""
+            nested = [*self._map(inner), *self._list(inner, 0, None)] if depth else []
+            self._put(name, plain + nested)
         return name
 
     def _map(self, value: str) -> list[list[str]]:
@@ -278,18 +283,22 @@ class _Compiler:
         undeclared = [key for key in dict.fromkeys(required) if key not in properties]
         if undeclared and further is False and "additionalProperties" in said:
             _refuse(where, f"{undeclared[0][:64]!r} is required and not among the 'properties'")
-        schemas = {**properties, **dict.fromkeys(undeclared, True if further is False else further)}
-        if not schemas:
+        if not properties and not undeclared:
             if further is False:
                 return [['"{}"']]
             return self._map(self._value(further, f"{where}/additionalProperties"))
+        # Once for all names: once for each, they would multiply with every level of nesting.
+        rest = True if further is False else further
+        other = self._value(rest, f"{where}/additionalProperties") if undeclared else ""
+        needed = frozenset(required)
         # Properties come in the schema's order, and none that it does not name: such answers fit, too.
         after, first = ['"}"'], ['"}"']
-        for key, schema in reversed(list(schemas.items())):
-            value = self._value(schema, f"{where}/properties/{key[:64]}")
+        for key in reversed([*properties, *undeclared]):
+            declared = key in properties
+            value = self._value(properties[key], f"{where}/properties/{key[:64]}") if declared else other
             pair = [literal(json.dumps(key, ensure_ascii=False) + ":"), SPACE, value]
             alone, joined = [*pair, *after], ['","', SPACE, *pair, *after]
-            if key in required:
+            if key in needed:
                 after, first = joined, alone
             else:
                 after, first = [self._add([joined, after])], [self._add([alone, first])]

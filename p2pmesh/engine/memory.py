@@ -31,7 +31,11 @@ def available_bytes() -> int | None:
         return None
     try:
         most = int((_CGROUP / "memory.max").read_text("ascii"))
-        return max(0, min(free, most - int((_CGROUP / "memory.current").read_text("ascii"))))
+        used = int((_CGROUP / "memory.current").read_text("ascii"))
+        rows = (line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
+        # Files that were read, this model among them, count as used, and give way to whoever needs the room.
+        files = sum(int(row[1]) for row in rows if row[0] in ("active_file", "inactive_file"))
+        return max(0, min(free, most - used + files))
     except (OSError, ValueError):  # no container, or one without a limit
         return free
 
@@ -58,7 +62,7 @@ def slots_that_fit(load: Load, header: Header, file_bytes: int, free_bytes: int 
 def limit_bytes(load: Load, header: Header, file_bytes: int) -> int:
     """Return the most memory of its own that an engine of `load.slots` contexts may take. Weights count, too,
     though they are mostly mapped: some formats are rearranged for the CPU, and then they are its own."""
-    contexts = load.slots * load.context_tokens * header.cell_bytes
+    contexts = (load.slots + 1) * load.context_tokens * header.cell_bytes  # one more, on its way out
     return file_bytes + contexts + load.prefix_bytes_max + OVERHEAD_BYTES + SPARE_BYTES
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from p2pmesh.engine.base import Metrics
 from p2pmesh.engine.calibrate import Ewma, Speed
 
+READ_TOKENS_MIN = 16
+"""Fewest tokens read in a step that teach how fast prompts are read: fewer are read as slowly as they are
+written."""
 _STEPS_REMEMBERED = 8.0
 """Steps after which an older one weighs less than 1/e in how long they take. A guess."""
 _JOBS_REMEMBERED = 16.0
@@ -33,6 +36,8 @@ class Meter:
         say what took how long, and no speed is learnt."""
         self.prompt_tokens += read
         self.answer_tokens += wrote
+        if not wrote and read < READ_TOKENS_MIN:
+            return
         if not wrote:
             self._read.add(read, wall_s)
             self._read_cpu.add(read, cpu_s)

@@ -33,7 +33,9 @@ class Kept:
 class Prefixes:
     """Beginnings, the least recently used given up first."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, token_bytes: int = 1) -> None:
+        """`token_bytes`: what the state of one token takes, about."""
+        self._token_bytes = token_bytes
         self.bytes_max = bytes_max
         """Most that is kept, in bytes; 0: nothing."""
         self._entries: list[Kept] = []
@@ -60,9 +62,13 @@ class Prefixes:
         self._entries.append(best[2])
         return best[2], best[0]
 
+    def has_room(self, tokens: int) -> bool:
+        """Return whether so many tokens are worth keeping, and can be."""
+        return TOKENS_MIN <= tokens <= self.bytes_max // self._token_bytes
+
     def wants(self, tokens: Tokens) -> bool:
         """Return whether `keep` would add anything: a state costs time to take."""
-        if len(tokens) < TOKENS_MIN or not self.bytes_max:
+        if not self.has_room(len(tokens)):
             return False
         return all(common(tokens, entry.tokens) < len(tokens) for entry in self._entries)
 

@@ -1,8 +1,8 @@
 """Who runs when: jobs wait for a slot, share every step, and leave it the moment they end.
 
-Continuous batching over `engine.batch`, which it is given. It knows no pipe and no process. One
-step decodes one token of every running answer and one chunk of the oldest unread prompt; a job that fails,
-ends or is aborted frees its slot without touching the others.
+Continuous batching over `engine.batch`, which it is given. It knows no pipe and no process. One step decodes
+one token of every running answer, the oldest short prompts as far as they fit into a chunk, and a small piece
+of a long one; a job that fails, ends or is aborted frees its slot without touching the others.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from p2pmesh.engine.base import (
     refused,
 )
 from p2pmesh.engine.batch import Context, Model, Part, Sampler, Tokens
-from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.calibrate import Speed
 from p2pmesh.engine.grammar import SchemaError, gbnf
 from p2pmesh.engine.meter import Meter
-from p2pmesh.engine.prefixes import ENTRIES_MAX, TOKENS_MIN, Prefixes, common
+from p2pmesh.engine.prefixes import TOKENS_MIN, Prefixes, common
 from p2pmesh.engine.template import Template
-from p2pmesh.errors import EngineError, ModelLoadError, Reason
+from p2pmesh.errors import EngineError, Reason
 from p2pmesh.query import LOGPROBS_BYTES_MAX, Message, TokenLogprobs, Usage
-from p2pmesh.record import ModelInfo
 
 REPLAY_S = 1.0
 """Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
@@ -48,7 +47,8 @@ BESIDE_SHARE = 0.5
 """Share of a step's time that may go to a long prompt while others write: their tokens then come at half
 their pace or a little more, and not once in half a second (measured: gaps grew tenfold)."""
 BESIDE_TOKENS_MIN = 4
-"""Fewest tokens of a long prompt read in a step: it must come to its end. A guess."""
+"""Fewest tokens of a long prompt read in a step: it must come to its end. Beside a single answer that is what
+is read of it. A guess."""
 FAILURES_MAX = 3
 """Steps in a row in which nothing could be decoded, after which the engine gives itself up."""
 
@@ -90,8 +90,11 @@ class _Job:
 class Schedule:
     """The engine of a generating model. Implements `base.Engine`."""
 
-    def __init__(self, model: Model, context: Context, load: Load, ready: Ready) -> None:
-        """`context` has `load.slots` sequences with room for `ready.info.context_tokens` each."""
+    def __init__(
+        self, model: Model, context: Context, load: Load, ready: Ready, token_bytes: int = 1
+    ) -> None:
+        """`context` has `load.slots` sequences with room for `ready.info.context_tokens` each, which take
+        `token_bytes` apiece."""
         self.ready = ready
         self._model, self._context, self._load = model, context, load
         self._context_tokens = ready.info.context_tokens
@@ -101,7 +104,7 @@ class Schedule:
         self._template = Template(
             model.template, bos=model.control_text(model.bos), eos=model.control_text(model.eos)
         )
-        self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0)
+        self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0, token_bytes)
         self._failures = 0
         self._meter = Meter(Speed(ready.info.prefill_tps, ready.info.decode_tps))
 
@@ -229,11 +232,11 @@ class Schedule:
             job.slot = min(self._free)
             self._free.remove(job.slot)
             self._running.append(job)
-            # A prompt read in other pieces may move the last bit. Who sets a seed wants the same text again:
-            # that prompt is always read whole.
+            job.long = len(job.prompt) > self._load.prefill_chunk
+            # What was written was multiplied row by row, and read anew it would be rounded differently. Who
+            # sets a seed wants the same text again: that prompt is read by itself.
             if self._prefixes.bytes_max and options.seed is None:
                 self._reuse(job)
-            job.long = len(job.prompt) - max(job.position, job.shared) > self._load.prefill_chunk
 
     def _close_ranks(self) -> None:
         """Move the last jobs into the gaps that others left: it takes a step's time or less, and each step
@@ -241,7 +244,8 @@ class Schedule:
         last = max(self._running, key=lambda job: job.slot, default=None)
         while last is not None and self._free and min(self._free) < last.slot:
             slot = min(self._free)
-            if last.position and not self._context.restore(slot, self._context.save(last.slot)):
+            state = self._context.save(last.slot) if last.position else None
+            if last.position and (state is None or not self._context.restore(slot, state)):
                 return
             self._context.forget(last.slot)
             self._free.remove(slot)
@@ -264,8 +268,10 @@ class Schedule:
                 self._meter.reused_tokens += length - before
         for other in self._running[: self._running.index(job)]:
             length = common(prompt, other.prompt)
-            if length >= max(job.position, job.shared) + TOKENS_MIN:
+            if length >= max(job.position, job.shared) + TOKENS_MIN and self._prefixes.has_room(length):
                 job.leader, job.shared = other, length
+        ahead = job.position if job.leader is None else job.shared
+        job.long = len(job.prompt) - ahead > self._load.prefill_chunk
 
     def _follow(self, job: _Job) -> bool:
         """Return whether it may go on with its prompt: not while another reads what it could take over."""
@@ -284,8 +290,8 @@ class Schedule:
     def _keep(self, job: _Job) -> None:
         """Keep what a job that leaves has read and written: the next turn of its conversation begins so."""
         held = np.concatenate([job.prompt, np.array(job.said, np.int32)])[: job.position]
-        if self._prefixes.wants(held):
-            self._prefixes.keep(held, self._context.save(job.slot))
+        if self._prefixes.wants(held) and (state := self._context.save(job.slot)) is not None:
+            self._prefixes.keep(held, state)
 
     def _assemble(self) -> list[tuple[_Job, Part]]:
         parts = [
@@ -293,20 +299,33 @@ class Schedule:
             for job in self._running
             if job.last >= 0
         ]
-        room = min(self._load.prefill_chunk, self._context.batch_tokens - len(parts))
-        beside = max(BESIDE_TOKENS_MIN, self._meter.tokens_beside(BESIDE_SHARE)) if parts else room
-        for job in self._running:
-            most = min(room, beside) if job.long else room
-            if job.last < 0 and most > 0 and self._follow(job):
-                whole = self._chunk_end(job)
-                end = min(job.position + most, whole)
-                if end < whole and not job.long and room < self._load.prefill_chunk:
-                    break  # in two pieces it would be read no sooner, and those before it later
-                chunk = job.prompt[job.position : end]
-                parts.append((job, Part(job.slot, job.position, chunk, end == len(job.prompt))))
-                room -= len(chunk)
-                beside -= len(chunk) if job.long else 0
+        reading = [job for job in self._running if job.last < 0 and self._follow(job)]
+        room = self._load.prefill_chunk
+        for job in (job for job in reading if not job.long):
+            end = self._piece_end(job, room)
+            if end < self._chunk_end(job) and room < self._load.prefill_chunk:
+                break  # in two pieces it would be read no sooner, and those before it later
+            parts.append((job, self._piece(job, end)))
+            room -= end - parts[-1][1].start
+        left = self._context.batch_tokens - sum(len(part.tokens) for _, part in parts)
+        beside = max(BESIDE_TOKENS_MIN, self._meter.tokens_beside(BESIDE_SHARE))
+        room = min(beside if parts else left, left, self._load.prefill_chunk)
+        for job in (job for job in reading if job.long):
+            if room < BESIDE_TOKENS_MIN:
+                break
+            parts.append((job, self._piece(job, self._piece_end(job, room))))
+            room -= len(parts[-1][1].tokens)
         return parts
+
+    def _piece(self, job: _Job, end: int) -> Part:
+        return Part(job.slot, job.position, job.prompt[job.position : end], end == len(job.prompt))
+
+    def _piece_end(self, job: _Job, room: int) -> int:
+        """Return up to where `room` tokens reach. None is left over alone: a single row is rounded unlike
+        several, and the pieces a prompt is read in must not be seen in its answer."""
+        whole = self._chunk_end(job)
+        end = min(job.position + room, whole)
+        return end - 1 if whole - end == 1 and end - job.position > 2 else end
 
     def _chunk_end(self, job: _Job) -> int:
         """Return up to where the prompt may be read in one step."""
@@ -382,50 +401,3 @@ def _within_a_chunk(logprobs: list[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
         room -= sum(5 + len(spelled) for spelled, _ in token.top)
         told.append(token if room >= 0 else replace(token, top=()))
     return tuple(told)
-
-
-def open_schedule(load: Load, name: str, digest: str) -> Schedule:
-    """Load a model, measure its speed and return it ready for jobs. Raises `ModelLoadError`."""
-    model = Model(load.path, load.gpu_layers, load.adapter)
-    context_tokens = min(load.context_tokens, model.train_tokens or load.context_tokens)
-    context = Context(
-        model,
-        sequences=load.slots,
-        tokens=context_tokens,
-        batch_tokens=load.slots + max(load.prefill_chunk, PREFILL_TOKENS),
-        threads=load.threads,
-        adapter_scale=load.adapter_scale,
-    )
-    speed, token_bytes = _measure(context, load)
-    # Few conversations fill their context, either.
-    prefixes = min(ENTRIES_MAX, 4 * load.prefix_bytes_max // (token_bytes * context_tokens))
-    info = ModelInfo(
-        name,
-        digest,
-        context_tokens,
-        speed.prefill_tps,
-        speed.decode_tps,
-        load.slots,
-        prefixes if model.sliceable else 0,
-    )
-    return Schedule(model, context, load, Ready(info))
-
-
-def _measure(context: Context, load: Load) -> tuple[Speed, int]:
-    """Return how fast it is, and the bytes that one token takes in a context."""
-    position = 0
-
-    def run(tokens: int) -> None:
-        nonlocal position
-        # Which tokens is all the same to the speed; 0 is in every vocabulary.
-        if context.decode([Part(0, position, np.zeros(tokens, np.int32), True)]):
-            raise ModelLoadError("the model loads but does not run")
-        position += tokens
-
-    run(1)  # the first decode allocates
-    # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.
-    clock = time.monotonic if load.gpu_layers else cpu_clock(load.threads)
-    speed = measure(run, lambda: run(1), clock)
-    token_bytes = max(1, len(context.save(0)) // position)
-    context.clear()
-    return speed, token_bytes

@@ -33,6 +33,8 @@ LOSS_MAX = 1.02
 """Most ratio of the perplexities of copy and original. A guess: what a better model of its size would win."""
 TIMEOUT_S = 1_800.0
 """Most seconds that one step may take."""
+# No code runs that lies in the directory we happen to be in, which is what the empty entry means.
+_CHILD = "import sys; sys.path[:] = filter(None, sys.path); from p2pmesh.engine.tune import main; main()"
 _AT_ONCE = 8
 _STEPS = 16
 _READ = 64
@@ -144,8 +146,7 @@ def choose(tried: list[Figures]) -> tuple[Figures | None, str]:
 
 
 def _check_room(original: Path, target: Path, bytes_per_weight: float) -> None:
-    # No format has fewer than two bits a weight, so the original has at most four weights a byte.
-    needed = round(original.stat().st_size * min(4.0, bytes_per_weight / 0.25))
+    needed = round(gguf_file.check(original).weights * bytes_per_weight)
     free = shutil.disk_usage(target).free
     if free < needed:
         raise EngineError(f"a copy may take {needed >> 20} MiB in {target}, and {free >> 20} MiB are free")
@@ -160,7 +161,7 @@ def _child(*args: str) -> str:
     """Run one step in a process of its own and return what it printed. Raises `EngineError`."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "p2pmesh.engine.tune", *args],
+            [sys.executable, "-c", _CHILD, *args],
             capture_output=True,
             timeout=TIMEOUT_S,
             check=False,
@@ -230,7 +231,8 @@ def _perplexity(context: Context, tokens: Tokens) -> float:
     return float(np.exp(surprise / (len(tokens) - 1)))
 
 
-def _main() -> None:
+def main() -> None:
+    """Do the step that the arguments name."""
     step, *paths = sys.argv[1:]
     if step == "measure":
         print(json.dumps(_measure(*paths)))  # noqa: T201  # it is what the parent reads
@@ -243,7 +245,3 @@ def _main() -> None:
 def report(outcome: Outcome) -> dict[str, object]:
     """Return the outcome as plain values."""
     return asdict(outcome)
-
-
-if __name__ == "__main__":
-    _main()

@@ -41,8 +41,9 @@ from p2pmesh.errors import EngineError, ModelLoadError, Reason
 
 INBOX_MAX = 1_024
 """Most requests read and not yet taken; then the pipe fills, and the parent's own bound holds."""
-FILES_MAX = 256
-"""Most files the process may have open. It needs some ten, and one for each part of a model."""
+FILES_MAX = 1_024
+"""Most files the process may have open. It needs some ten, one for each part of a model, and a driver of GPUs
+some more."""
 ALIVE_S = 1.0
 """Most seconds of work without a word to the parent, as far as single steps allow."""
 _READ_BYTES = 65_536
@@ -99,7 +100,9 @@ def open_engine(load: Load) -> Engine:
     if load.kind == "llama":
         free = None if load.gpu_layers else memory.available_bytes()
         load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
-        if not load.gpu_layers:  # a driver maps what it likes
+        from p2pmesh.engine.batch import offloads
+
+        if not offloads():  # a driver of GPUs takes what it likes
             _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
     try:
         found = digest.sha256_of(path)
@@ -112,7 +115,7 @@ def open_engine(load: Load) -> Engine:
         from p2pmesh.engine.vectors import open_vectors
 
         return open_vectors(load, load.served_name, found)
-    from p2pmesh.engine.schedule import open_schedule
+    from p2pmesh.engine.opening import open_schedule
 
     if over:  # another mind, whose answers only its like may go on with
         gguf_file.check(Path(load.adapter))

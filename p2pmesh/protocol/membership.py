@@ -358,7 +358,7 @@ class Membership:
             self._suspect(member, now)
             member.evidence = max(member.evidence, TOLD_AT)
             if update.id in self.links:
-                self._prober.look(update.id, now, suspected=True)  # who is accused clears itself soonest so
+                self._prober.look(update.id, now, suspected=False)  # who is accused clears itself soonest so
         else:
             member.expires = now + self._config.tombstone_s
             member.was_linked = False

@@ -667,7 +667,7 @@ async def test_a_child_is_kept_within_bounds(model: Path):
     async with running(load(model, slots=2)) as engine:
         limits = limits_of(engine.handle.pid)
         assert limits["Max core file size"] == ["0", "0"]
-        assert limits["Max open files"] == ["256", "256"]
+        assert limits["Max open files"] == ["1024", "1024"]
         soft, hard = limits["Max data size"]
         assert 2**30 < int(soft) == int(hard) < 2**31
         assert len(os.listdir(f"/proc/{engine.handle.pid}/fd")) < 32

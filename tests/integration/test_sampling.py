@@ -165,6 +165,29 @@ def test_a_bias_for_what_the_schema_forbids_does_not_break_it(row: Row):
     assert said in ("true", "false")
 
 
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0}], ids=str)
+def test_a_control_token_does_not_stand_for_its_spelling(row: Row, how: dict[str, Any]):
+    (start,) = row.model.tokenize("<|im_start|>", control=True)
+    how = {"logit_bias": ((start, 100.0),), **how}
+    said = row.text(row.speak(40, '{"const": "<|im_start|>"}', **how))
+    assert json.loads(said) == "<|im_start|>"
+    # It is biased to end as soon as it may, and may not before five characters are there to be read.
+    (quote,) = row.model.tokenize('"', control=False)
+    how["logit_bias"] += ((quote, 50.0),)
+    for seed in range(3):
+        said = row.text(row.speak(40, '{"type": "string", "minLength": 5}', seed=seed, **how))
+        assert len(json.loads(said)) >= 5
+
+
+def test_an_answer_that_holds_a_control_token_does_not_fit_a_schema(row: Row):
+    (start,) = row.model.tokenize("<|im_start|>", control=True)
+    said = row.model.tokenize('"', control=False)
+    with pytest.raises(ValueError, match="does not fit the schema"):
+        row.sampler('{"type": "string"}', [*said, start])
+    assert start in row.model.silent
+    assert not any(row.model.ends(int(token)) or row.model.piece(int(token)) for token in row.model.silent)
+
+
 def test_what_the_vocabulary_cannot_spell_is_noticed(row: Row):
     sampler = row.sampler(json.dumps({"const": "\U0009ef80"}))
     with pytest.raises(AssertionError, match="nothing is legal"):

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.engine.grammar import SchemaError, gbnf
-from p2pmesh.engine.rules import GRAMMAR_BYTES_MAX
-from tests.grammars import Grammar, fits
+from p2pmesh.engine.rules import GRAMMAR_BYTES_MAX, RULES_MAX
+from tests.grammars import Grammar, built, fits, narrowing
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 names = st.text(st.characters(codec="utf-8"), max_size=3) | st.sampled_from(["a", "b", '"', "\\", "]", ")"])
@@ -63,6 +63,32 @@ anything: Any = st.recursive(
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYWORDS) | names, inner, max_size=4)
     ),
 )
+counts = st.integers(1, 40)
+widening: Any = st.recursive(
+    plain,
+    lambda inner: st.one_of(
+        st.builds(narrowing, st.integers(1, 6), counts, inner),
+        st.builds(lambda one, count: {"anyOf": [one] * count}, inner, counts),
+        st.builds(lambda one, count: {"items": one, "maxItems": count}, inner, counts),
+        st.builds(
+            lambda one, count, needed: {
+                "properties": {f"p{i}": one for i in range(count)},
+                "required": [f"p{i}" for i in range(count)][:needed],
+            },
+            inner,
+            counts,
+            counts,
+        ),
+        st.builds(
+            lambda count, step: {"anyOf": [{"$ref": "#/$defs/a" + step * i} for i in range(count)]},
+            counts,
+            st.sampled_from(["/items", "/additionalProperties", ""]),
+        ),
+        st.builds(lambda count: {"minimum": 0, "maximum": count}, counts),
+    ),
+    max_leaves=6,
+)
+"""Schemas of which each level is many times the one below."""
 
 
 def grammar(schema: str) -> str | None:
@@ -98,3 +124,15 @@ def test_anything_is_a_grammar_or_refused(value: Any):
 @given(st.text())
 def test_any_text_is_a_grammar_or_refused(text: str):
     grammar(text)
+
+
+@unhurried
+@given(widening, widening, widening)
+def test_no_schema_is_compiled_without_end(schema: Any, a: Any, b: Any):
+    if isinstance(schema, dict):
+        schema = {**schema, "$defs": {"a": a, "b": b}}
+    text, made, _ = built(json.dumps(schema, separators=(",", ":")))
+    assert made <= RULES_MAX + 1
+    if text is not None:
+        assert len(text.encode()) <= GRAMMAR_BYTES_MAX
+        assert text.count("\n") <= RULES_MAX

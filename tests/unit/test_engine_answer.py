@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pmesh.engine.answer import AnswerText
+from p2pmesh.engine.answer import HELD_TOKENS_MAX, AnswerText
 
 
 def run(
@@ -69,3 +69,14 @@ def test_each_release_spells_exactly_its_tokens(text: str, stop: str):
     answer, released = run(pieces, (stop,))
     for tokens, said in released[:-1] if answer.stopped else released:
         assert b"".join(pieces[t] for t in tokens).decode() == said
+
+
+def test_tokens_that_spell_nothing_do_not_pile_up_behind_what_may_be_a_stop_text():
+    """A thousand control tokens, forced by a bias, made a chunk that no peer reads."""
+    text = AnswerText(("end here",))
+    released = [text.push(7, b"end ")]
+    released += [text.push(8, b"") for _ in range(3 * HELD_TOKENS_MAX)]
+    released.append(text.flush())
+    assert sum(len(tokens) for tokens, _ in released) == 3 * HELD_TOKENS_MAX + 1
+    assert max(len(tokens) for tokens, _ in released) <= HELD_TOKENS_MAX + 1
+    assert "".join(spelled for _, spelled in released) == "end "

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from p2pmesh.engine import grammar
+from p2pmesh.engine import grammar, rules
 from p2pmesh.engine.grammar import SchemaError, gbnf
-from tests.grammars import Grammar, fits
+from tests.grammars import Grammar, built, fits, narrowing
 
 PERSON = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -205,6 +205,64 @@ def test_a_long_grammar_is_refused():
     wide = {"properties": dict.fromkeys(names, True), "required": names[1:]}
     with pytest.raises(SchemaError, match="bytes, at most 65536"):
         gbnf(json.dumps(wide, separators=(",", ":")))
+
+
+@pytest.mark.parametrize("depth", [6, 12])
+def test_what_undeclared_names_hold_is_compiled_once_and_not_once_for_each(depth: int):
+    text, made, compiled = built(json.dumps(narrowing(depth, 12)))
+    assert text
+    assert compiled == depth + 1
+    assert made <= 2 * compiled
+
+
+def test_undeclared_names_hold_what_further_ones_may():
+    hearer = Grammar(gbnf(json.dumps(narrowing(2, 3))))
+    names = ("k0", "k1", "k2")
+    assert hearer.hears(json.dumps(dict.fromkeys(names, dict.fromkeys(names))))
+    assert not hearer.hears(json.dumps(dict.fromkeys(names)))
+
+
+def test_an_undeclared_name_is_refused_for_what_it_holds():
+    with pytest.raises(SchemaError, match="at #/additionalProperties: 'pattern'"):
+        gbnf('{"required": ["a", "b"], "additionalProperties": {"type": "string", "pattern": "a"}}')
+
+
+def test_no_more_rules_are_made_than_a_grammar_may_have():
+    chain: Any = {"anyOf": [{"enum": [1, 2]}] * 400}
+    for _ in range(12):
+        chain = {"items": chain}
+    refs = [{"$ref": "#/$defs/a" + "/items" * i} for i in range(13)]
+    schema = json.dumps({"anyOf": refs, "$defs": {"a": chain}}, separators=(",", ":"))
+    text, made, _ = built(schema)
+    assert text is None
+    assert made == rules.RULES_MAX + 1
+    with pytest.raises(SchemaError, match="4097 rules, at most 4096"):
+        gbnf(schema)
+
+
+def test_no_more_is_written_than_a_grammar_may_have():
+    wide = json.dumps({"anyOf": [{"minimum": 0, "maximum": 255}] * 400})
+    text, made, _ = built(wide)
+    assert text is None
+    assert made < 60, "it went on after the bytes were too many"
+    with pytest.raises(SchemaError, match="bytes, at most 65536"):
+        gbnf(wide)
+
+
+def test_a_schema_is_referred_to_once_in_whatever_spelling():
+    spellings = [f"#/$defs/{''.join('~0' if i >> b & 1 else '~' for b in range(6))}" for i in range(64)]
+    schema = {"anyOf": [{"$ref": pointer} for pointer in spellings], "$defs": {"~" * 6: {"type": "array"}}}
+    text, made, _ = built(json.dumps(schema))
+    assert text
+    assert made < 64
+
+
+def test_what_it_takes_to_reckon_readings_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    schema = json.dumps({"properties": dict.fromkeys("abcdefghijklmnop", True)})
+    gbnf(schema)
+    monkeypatch.setattr(rules, "STEPS_MAX", 300)
+    with pytest.raises(SchemaError, match="hold one another in too many ways"):
+        gbnf(schema)
 
 
 def test_no_grammar_holds_a_parenthesis_outside_of_quotes():

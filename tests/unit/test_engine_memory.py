@@ -23,7 +23,7 @@ SHAPE = {
 
 
 def header(**numbers: int) -> Header:
-    return Header("llama", 1, 1, {**SHAPE, **numbers})
+    return Header("llama", 1, 1, 1, {**SHAPE, **numbers})
 
 
 def test_a_token_takes_what_the_shape_says():
@@ -71,12 +71,13 @@ def test_what_is_free_is_what_the_kernel_and_the_container_say(tmp_path: Path, m
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_bytes() == 5_000 * 1024
     (tmp_path / "memory.max").write_text("3000\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert memory.available_bytes() == 2_000
-    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.current").write_text("2900\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nactive_file 1200\ninactive_file 700\n")
+    assert memory.available_bytes() == 2_000  # what was read of files can be had back
+    (tmp_path / "memory.current").write_text("5000\n")
     assert memory.available_bytes() == 0
 
 
 def test_an_engine_may_take_what_was_reckoned_and_some_more():
     load = Load(path="/m.gguf", slots=4, context_tokens=1_024, prefix_bytes_max=7)
-    assert memory.limit_bytes(load, header(), 1_000) == 1_000 + 2**20 + 7 + 96 * MIB + 2**30
+    assert memory.limit_bytes(load, header(), 1_000) == 1_000 + 5 * 2**18 + 7 + 96 * MIB + 2**30

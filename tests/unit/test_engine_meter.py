@@ -56,3 +56,11 @@ def test_a_child_cannot_tell_figures_that_are_none(wrong: float):
         with pytest.raises(EngineError):
             frames.EventReader().feed(frames.encode(replace(told, **{name: wrong})))
     assert isinstance(told, base.Metrics)
+
+
+def test_tokens_read_one_by_one_do_not_teach_how_fast_prompts_are_read():
+    meter = Meter(Speed(300.0, 50.0))
+    for _ in range(600):
+        meter.stepped(1, 0, 0.02, 0.02)  # as an answer that goes on is read
+    assert meter.metrics(0, 0).prefill_tps == 300.0
+    assert meter.metrics(0, 0).prompt_tokens == 600

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,19 @@ class World:
     """A schedule over fakes."""
 
     def __init__(
-        self, *, context_tokens: int = 400, decode_tps: float = 1.0, prefill_tps: float = 1.0, **load: Any
+        self,
+        *,
+        context_tokens: int = 400,
+        decode_tps: float = 1.0,
+        prefill_tps: float = 1.0,
+        token_bytes: int = 1,
+        **load: Any,
     ) -> None:
         self.context = FakeContext()
         spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
         ready = Ready(ModelInfo("m", "d", context_tokens, prefill_tps, decode_tps, spec.slots))
         fakes: Any = (FakeModel(), self.context)
-        self.schedule = Schedule(*fakes, spec, ready)
+        self.schedule = Schedule(*fakes, spec, ready, token_bytes)
         self.events: list[Event] = []
 
     def ask(self, job: str, text: str, **options: Any) -> None:
@@ -257,8 +264,9 @@ def test_a_long_prompt_is_read_in_small_pieces_while_others_write_and_in_large_o
         world.schedule._meter = type(world.schedule._meter)(Speed(100.0, 10.0))  # as if each step took 0.1 s
         world.events += world.schedule.step()
         beside.append(world.context.batches[-1])
-    assert [batch[1] for batch in beside] == [5] * 12
-    assert any(len(batch) == 3 and batch[2] > 5 for batch in beside), "a short one is read at once"
+    assert [batch[-1] for batch in beside] == [5] * 12
+    assert len(beside[0]) == 3, "a short one is read at once"
+    assert beside[0][1] > 5
     world.run()
     alone_after = World()
     alone_after.ask("long", "y" * 200, max_tokens=1)
@@ -287,6 +295,53 @@ def test_of_those_that_come_at_once_one_reads_and_the_others_wait_for_it():
     world.run()
     assert read(world) < 1.5 * prompt_length(PREAMBLE)
     assert [world.text(str(i)) for i in range(3)] == [alone(f"{PREAMBLE}{i}", max_tokens=3) for i in range(3)]
+
+
+def test_nobody_waits_for_a_beginning_that_cannot_be_kept():
+    world = World(prefix_bytes_max=100, token_bytes=1)
+    for i in range(3):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=1)
+    world.run()
+    assert world.context.saved == 0
+    assert read(world) == 3 * prompt_length(f"{PREAMBLE}0")
+
+
+def test_a_long_prompt_that_nobody_reads_for_it_is_long_again():
+    world = World(decode_tps=10.0, prefill_tps=100.0)
+    for i in range(2):
+        world.ask(str(i), f"{PREAMBLE}{i}", max_tokens=1)
+    world.events += world.schedule.step()
+    first, second = world.schedule._running
+    assert (first.long, second.long) == (True, False)
+    world.events += world.schedule.abort("0")
+    world.context.crowded = True
+    world.events += world.schedule.step()
+    assert second.long
+
+
+def test_no_prompt_leaves_one_token_over_for_a_step_of_its_own():
+    """A single row is rounded unlike several: what the others did would be seen in the answer."""
+    for length in range(59, 64):
+        world = World()
+        text = "x" * (length - prompt_length(""))
+        world.ask("a", text, max_tokens=1, seed=1)
+        world.run()
+        assert sum(map(sum, world.context.batches)) == length
+        assert min(map(min, world.context.batches)) > 1
+
+
+def test_a_short_prompt_is_not_held_up_by_a_long_one():
+    world = World(decode_tps=10.0, prefill_tps=1e9)
+    world.ask("a", "x", max_tokens=300)
+    while not world.text("a"):
+        world.events += world.schedule.step()
+    world.ask("long", "y" * 300, max_tokens=1, seed=1)
+    world.events += world.schedule.step()
+    world.ask("short", "z", max_tokens=1, seed=1)
+    world.schedule._load = replace(world.schedule._load, prefill_chunk=prompt_length("z"))
+    world.context.batch_tokens = 100
+    world.events += world.schedule.step()
+    assert world.end("short")
 
 
 def test_who_waits_for_one_that_goes_away_reads_on_itself():

@@ -121,7 +121,25 @@ def test_an_accused_link_is_probed_at_once_and_once() -> None:
     probed = [ping for by in (B, C) for ping in sent(on.say(by, m.Ping(1, (ACCUSED,))), m.Ping, A)]
     assert len(probed) == 1
     assert on.status(A) is Status.SUSPECT
-    on.say(A, m.Ack(probed[0].seq))
+
+
+def test_an_accused_link_that_was_never_silent_to_us_makes_us_doubt_ourselves_first() -> None:
+    on = Bench(config=Config(membership=Membership(probe_interval_s=10.0)))
+    on.link(A, B, C)
+    on.wait(2.1)
+    on.say(B, m.Ping(1, (ACCUSED,)))
+    health = [on.machine.membership._prober.health]
+    on.wait(9.4)  # its probe has failed, and the next round's has not yet
+    health.append(on.machine.membership._prober.health)
+    assert health == [0, 1]
+
+
+def test_an_accused_link_that_answers_is_cleared() -> None:
+    on = Bench(config=Config(membership=Membership(probe_interval_s=1_000.0)))
+    on.link(A, B)
+    on.wait(950.0)
+    [ping] = sent(on.say(B, m.Ping(1, (ACCUSED,))), m.Ping, A)
+    on.say(A, m.Ack(ping.seq))
     assert on.status(A) is Status.ALIVE
 
 
