@@ -8,6 +8,7 @@ this file, so the text under each field is the manual.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from p2pmesh.errors import ConfigError
@@ -380,6 +381,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.tokens_per_s > 0:
             raise ConfigError(f"models.tokens_per_s must be above 0, not {self.tokens_per_s!r}")
+        if self.digest and not re.fullmatch("[0-9a-fA-F]{64}", self.digest):
+            raise ConfigError(f"models.digest must be 64 hex digits, a SHA-256, not {self.digest[:80]!r}")
         if not math.isfinite(self.adapter_scale):
             raise ConfigError(f"models.adapter_scale must be a number, not {self.adapter_scale!r}")
 

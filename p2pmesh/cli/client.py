@@ -97,6 +97,8 @@ def _response(
 ) -> Iterator[http.client.HTTPResponse]:
     try:
         where = urlsplit(base if "//" in base else f"//{base}")
+        if where.scheme not in ("", "http"):
+            raise ValueError(f"it speaks plain http, not {where.scheme}")
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
         with closing(connection):
             data = None if body is None else json.dumps(body)

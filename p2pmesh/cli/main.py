@@ -7,6 +7,7 @@ serves the model, 5 out of time.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -115,9 +116,9 @@ def ask(
     as_json: bool,
 ) -> None:
     """Ask the mesh. The answer goes to stdout as it comes. PROMPT may be -, to read it from stdin."""
-    text = _stdin() if prompt == ("-",) else " ".join(prompt)
-    if not text.strip():
-        raise click.UsageError("the prompt is empty")
+    if temperature is not None and not math.isfinite(temperature):
+        raise click.UsageError(f"--temperature must be a number, not {temperature}")
+    text = _text(prompt)
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
@@ -153,8 +154,20 @@ def ask(
         click.echo(f"answered by {' > '.join(map(_printable, answer['path']))}", err=True)
 
 
+def _text(prompt: tuple[str, ...]) -> str:
+    """The prompt, from stdin where it is "-". Raises UsageError for an empty one."""
+    text = _stdin() if prompt == ("-",) else " ".join(prompt)
+    if not text.strip():
+        raise click.UsageError("the prompt is empty")
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise click.UsageError("the prompt is not UTF-8")
+    return text
+
+
 def _stdin() -> str:
     """The prompt from stdin. Raises UsageError for what is no text, or too long for any peer."""
+    if sys.stdin is None:
+        raise click.UsageError("the prompt is to come from stdin, which is closed")
     data = sys.stdin.buffer.read(_STDIN_BYTES_MAX + 1)
     if len(data) > _STDIN_BYTES_MAX:
         raise click.UsageError(f"the prompt on stdin is longer than {_STDIN_BYTES_MAX} bytes")
@@ -223,7 +236,7 @@ def peers(url: str | None, state: str, as_json: bool) -> None:
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
 def explain(prompt: tuple[str, ...], model: str, url: str | None, state: str, as_json: bool) -> None:
     """Where a prompt would go from the running peer, and why; nobody is asked."""
-    body = {"prompt": " ".join(prompt), "model": model}
+    body = {"prompt": _text(prompt), "model": model}
     told = client.call(client.find(url, state), "POST", "/mesh/v1/explain", body)
     if as_json:
         click.echo(json.dumps(told))
@@ -271,13 +284,20 @@ def models(as_json: bool) -> None:
 
 @main.command()
 @click.argument("model")
+@click.option("--undo", is_flag=True, help="Serve the original again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def tune(model: str, as_json: bool) -> None:
-    """Measure whether this machine serves MODEL faster in another quantisation, and keep a copy if so."""
+def tune(model: str, undo: bool, as_json: bool) -> None:
+    """Measure whether this machine serves MODEL faster in another quantisation, and keep a copy if so.
+
+    A running peer uses it when it is started the next time."""
+    from p2pmesh.engine import catalog
     from p2pmesh.engine import tune as engine_tune
     from p2pmesh.errors import MeshError
 
     try:
+        if undo:
+            catalog.forget_tuned(catalog.find(model))
+            return
         outcome = engine_tune.tune(model, lambda line: click.echo(line, err=True))
     except MeshError as exc:
         raise click.ClickException(str(exc)) from None
@@ -286,7 +306,7 @@ def tune(model: str, as_json: bool) -> None:
         return
     head = ("FORMAT", "SIZE", "READS", "WRITES", "EIGHT WRITE", "PERPLEXITY")
     _table([head, *(_tried_row(figures) for figures in outcome.tried)])
-    click.echo(f"{outcome.kept or 'the original'} is used from now on: {outcome.why}")
+    click.echo(f"{outcome.kept or 'the original'} is used from the next start on: {outcome.why}")
 
 
 def _model_row(row: dict[str, Any]) -> tuple[str, ...]:

@@ -151,17 +151,19 @@ async def _until_signal(stop: Any, ready: Any, scope: Any, *, task_status: Any) 
 
 
 async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
-    from contextlib import AsyncExitStack
+    from contextlib import AsyncExitStack, closing
 
-    from p2pmesh.gateway.server import open_gateway
+    from p2pmesh.gateway.server import listen, open_gateway
     from p2pmesh.peer import state
     from p2pmesh.peer.peer import open_peer
 
     async with AsyncExitStack() as stack:
+        # Before the models are loaded: whether the door's address can be had is known at once.
+        listener = stack.enter_context(closing(listen(config.http.bind))) if config.http.bind else None
         peer = await stack.enter_async_context(open_peer(config))
         url = ""
-        if config.http.bind:
-            url = await stack.enter_async_context(open_gateway(peer, stop.set))
+        if listener is not None:
+            url = await stack.enter_async_context(open_gateway(peer, stop.set, listener))
         able = peer.members()[0].capability
         models = [model.name for model in able.models]
         told = {

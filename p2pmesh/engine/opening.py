@@ -53,9 +53,12 @@ def _measure(context: Context, load: Load) -> tuple[Speed, int]:
     def run(tokens: int) -> None:
         nonlocal position
         # Which tokens is all the same to the speed; 0 is in every vocabulary.
-        if context.decode([Part(0, position, np.zeros(tokens, np.int32), True)]):
+        part = Part(0, position, np.zeros(tokens, np.int32), True)
+        if context.decode([part]):
             raise ModelLoadError("the model loads but does not run")
         position += tokens
+        if position == 1 and not np.isfinite(context.logits(part.row)).all():
+            raise ModelLoadError("the model loads and computes no numbers: its weights are damaged")
 
     run(1)  # the first decode allocates
     # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.

@@ -110,6 +110,9 @@ def tune(model: str, say: Callable[[str], None]) -> Outcome:
     original = catalog.find(model)
     target = catalog.tuned_directory()
     target.mkdir(parents=True, exist_ok=True)
+    for left in target.glob(".*.gguf"):  # by one that was killed
+        if not Path(f"/proc/{left.suffixes[-2][1:]}").exists():
+            left.unlink(missing_ok=True)
     say(f"measuring {original.name}")
     tried = [_measured(original, "original")]
     copies: dict[str, Path] = {}

@@ -73,7 +73,7 @@ class ChatRequest(msgspec.Struct):
 
     messages: list[_Turn]
     model: str = AUTO
-    stream: bool = False
+    stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None

@@ -26,22 +26,23 @@ _DEAF_S = 5.0
 
 
 @asynccontextmanager
-async def open_gateway(peer: Peer, stop: Callable[[], None]) -> AsyncIterator[str]:
+async def open_gateway(
+    peer: Peer, stop: Callable[[], None], listener: socket.socket | None = None
+) -> AsyncIterator[str]:
     """Serve `peer` over HTTP where its `http.bind` says, and yield the base URL.
 
-    `stop` is called when somebody asks the peer to end. Raises ConfigError for an address that is not
-    loopback or not HOST:PORT, ListenError when it is taken; nothing is served then.
+    `stop` is called when somebody asks the peer to end. `listener` is what `listen` returned for that address,
+    where it was wanted before the peer was started. Without it raises as `listen`.
     """
-    host, port = _parse(peer.config.http.bind)
-    listener = _bind(host, port)
+    listener = listener or listen(peer.config.http.bind)
     try:
         config = hypercorn.config.Config()
         config.graceful_timeout = _GRACE_S
         config.include_server_header = False
         config.errorlog = logging.getLogger("p2pmesh.gateway.http")
         config.accesslog = None
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{listener.getsockname()[1]}"
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it from here on
         app = create_app(peer, stop)
         async with background() as nursery:
@@ -66,7 +67,10 @@ def _parse(bind: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(bind: str) -> socket.socket:
+    """Return a socket that listens at `bind`. Raises ConfigError for an address that is not loopback or not
+    HOST:PORT, ListenError when it is taken."""
+    host, port = _parse(bind)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,7 +21,7 @@ from p2pmesh.engine import base, catalog, embedder
 from p2pmesh.errors import ConfigError, EngineError, ModelLoadError
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.protocol import events as e
-from p2pmesh.query import Message, Query, QueryId
+from p2pmesh.query import AUTO, Message, Query, QueryId
 from p2pmesh.record import GENERAL, Capability, Skill, Vector, quantise
 
 _log = logging.getLogger("p2pmesh.peer")
@@ -229,6 +229,8 @@ class Models:
     def _named(self, spec: base.Load) -> base.Load:
         most = self._config.limits.name_bytes_max
         spec = spec if spec.name else replace(spec, name=Path(spec.path).stem)
+        if spec.name == AUTO:
+            raise ConfigError(f"no model can be called {AUTO!r}, which lets the mesh choose: give it a name")
         if len(spec.name.encode()) > most:
             raise ConfigError(
                 f"the model name {spec.name!r} is longer than {most} bytes: give it a shorter one"

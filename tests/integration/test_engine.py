@@ -750,6 +750,23 @@ async def test_a_damaged_file_is_refused_at_once(model: Path, tmp_path: Path, le
         assert engine.handle.restarts == 0
 
 
+def scrambled(model: Path, target: Path) -> Path:
+    """Write a model with its head and random bytes for weights, among them scales that are no numbers."""
+    data = bytearray(model.read_bytes())
+    start = len(data) // 8  # the head is shorter
+    data[start:] = np.random.default_rng(0).bytes(len(data) - start)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.model
+async def test_weights_that_compute_no_numbers_are_refused(model: Path, tmp_path: Path):
+    """It answered "" with success, and drew other peers' queries."""
+    async with running(load(scrambled(model, tmp_path / "damaged.gguf")), wait=False) as engine:
+        with pytest.raises(ModelLoadError, match="its weights are damaged"):
+            await engine.handle.wait_ready()
+
+
 @pytest.mark.model
 async def test_another_digest_is_refused(model: Path):
     async with running(load(model, digest="0" * 64), wait=False) as engine:

@@ -181,6 +181,20 @@ def test_status_says_how_each_engine_does(peer: Peer):
     ]
 
 
+def test_what_is_no_number_and_no_text_is_wrong_usage(peer: Peer, monkeypatch: pytest.MonkeyPatch):
+    for args, said in (
+        (["ask", "x", "--temperature", "nan"], "--temperature must be a number"),
+        (["ask", "caf\udce9"], "not UTF-8"),
+        (["explain", ""], "the prompt is empty"),
+        (["explain", "-"], "the prompt is empty"),
+    ):
+        result = run(*args, "--url", peer.url)
+        assert (result.exit_code, said in result.stderr) == (2, True), args
+    assert peer.asked == b""
+    result = run("status", "--url", peer.url.replace("http:", "https:"))
+    assert (result.exit_code, "it speaks plain http" in result.stderr) == (3, True)
+
+
 def test_models_and_tune_need_no_peer(tmp_path: Path):
     here = {"XDG_DATA_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     shown = run("models", **here)

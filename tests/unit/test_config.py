@@ -61,6 +61,12 @@ def test_layers_of_a_gpu_may_be_all_of_them() -> None:
     assert c.Engine(gpu_layers=-1).gpu_layers == -1
 
 
+@pytest.mark.parametrize("digest", ["abc", "0f" * 31, "x" * 64])
+def test_what_can_be_no_digest_is_refused(digest: str) -> None:
+    with pytest.raises(ConfigError, match="64 hex digits"):
+        c.ModelConfig(model="m", digest=digest)
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2J", "two\nlines", "nul\0"])
 def test_a_name_that_would_steer_a_terminal_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be printed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,30 @@ def test_a_kept_copy_takes_the_place_of_its_model_under_the_old_name(home: Path,
     [row] = (row for row in catalog.listing() if row["name"] == "m")
     assert (row["tuned"], row["format"], row["detail"]) == ("q8_0", "unknown", "")
     assert sorted(f.name for f in catalog.tuned_directory().iterdir()) == [used.name]
+
+
+@pytest.mark.parametrize("damage", [b"", b"q8_1", b"q8"])
+def test_a_damaged_copy_is_not_used(home: Path, measured, damage: bytes):
+    """It was served in silence, and every answer was empty."""
+    path = put(catalog.model_directories()[0] / "m.gguf", tiny())
+    tune.tune("m", SILENT)
+    used = catalog.tuned(path)
+    assert used is not None
+    used.write_bytes(damage)
+    assert catalog.model_load(config.ModelConfig(model="m"), config.Engine()).path == str(path)
+    tune.tune("m", SILENT)
+    assert catalog.tuned(path) == used
+    catalog.forget_tuned(path)
+    assert list(catalog.tuned_directory().iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_swept(home: Path, measured):
+    put(catalog.model_directories()[0] / "m.gguf", tiny())
+    tune.tune("m", SILENT)
+    left = put(catalog.tuned_directory() / ".m.q4_0.999999999.gguf", b"half")
+    own = put(catalog.tuned_directory() / f".m.q4_0.{os.getppid()}.gguf", b"another run's")
+    tune.tune("m", SILENT)
+    assert (left.exists(), own.exists()) == (False, True)
 
 
 def test_when_nothing_pays_any_more_the_original_is_used_again(home: Path, measured):

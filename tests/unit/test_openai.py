@@ -23,7 +23,9 @@ def read(**fields: Any) -> tuple[openai.ChatRequest, tuple[Message, ...], Option
 
 def test_the_least_request_asks_for_the_defaults():
     request, messages, options = read()
-    assert (request.model, request.stream, request.wants_usage) == ("auto", False, False)
+    assert (request.model, request.wants_usage) == ("auto", False)
+    assert not request.stream
+    assert not read(stream=None)[0].stream
     assert messages == (Message("user", "x"),)
     assert options == Options()
 
