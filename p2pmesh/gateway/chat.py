@@ -97,11 +97,14 @@ class ChatReply:
 
         try:
             first = openai.chunk(answer.id, created, model, "", first=True)
-            await event({**first, "p2pmesh": _hops(answer)})
+            told = _hops(answer)
+            await event({**first, "p2pmesh": told})
             async for piece in answer:
                 await event(openai.chunk(answer.id, created, model, piece.text, told=piece.logprobs))
             model = answer.model
-            await event(openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason))
+            last = openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason)
+            # Who ended it need not be who began it.
+            await event(last if _hops(answer) == told else {**last, "p2pmesh": _hops(answer)})
             if self._request.wants_usage:
                 await event(openai.usage_chunk(answer.id, created, model, answer.usage))
         except QueryError as failure:

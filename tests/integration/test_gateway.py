@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -288,6 +290,33 @@ async def test_an_error_in_mid_stream_is_an_event_and_the_stream_ends_whole():
         refused = await it.chat("word " * 1_000)
         assert (refused.status_code, refused.json()["error"]["code"]) == (504, "deadline_exceeded")
         await it.idle()
+
+
+async def test_a_stream_that_another_peer_ends_says_so_at_its_end():
+    """It named the dead one for good."""
+    words = " ".join(map(str, range(60)))
+    asks = Config(name="asker", http=Http(bind="127.0.0.1:0"), embedder="hash")
+    slow = replace(QUICK, tokens_per_s=40.0)
+    serve = [Config(name=name, models=(slow,), embedder="hash") for name in "ab"]
+    with trio.fail_after(2 * HANG_S):
+        async with open_cluster([asks, *serve]) as peers, open_gateway(peers[0], lambda: None) as url:
+            it = Door(url, peers)
+            async with trio.open_nursery() as nursery:
+                replies: list[httpx.Response] = []
+
+                async def ask() -> None:
+                    replies.append(await it.chat(words, stream=True))
+
+                nursery.start_soon(ask)
+                while not any(map(it.busy, peers[1:])):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                first = next(peer for peer in peers[1:] if it.busy(peer))
+                await trio.sleep(0.3)  # some words are on their way
+                os.kill(first.status()["engines"][0]["pid"], signal.SIGKILL)
+            told = events(replies[0].text)[:-1]
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in told) == f"echo: {words}"
+    ways = [event["p2pmesh"]["path"][-1]["name"] for event in told if "p2pmesh" in event]
+    assert ways == (["a", "b"] if first is peers[1] else ["b", "a"])
 
 
 # -------------------------------------------------------------------- misuse
