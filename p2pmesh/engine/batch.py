@@ -285,8 +285,8 @@ class Context:
     """The memory of a model: `sequences` conversations, with room for `tokens` each.
 
     Each has cells of its own: were they shared, each token would attend over all that are in use, and sixteen
-    answers took a fifth longer; eight took as long (measured). llama.cpp decodes neighbours together and a gap
-    apart, so those in use should be the first ones: with a hole among four a step takes 1.4 times as long.
+    answers took a fifth longer; eight took as long (measured). llama.cpp decodes neighbours together and a
+    gap apart, so those in use should be the first ones: with a hole among four a step takes 1.4 times as long.
     """
 
     def __init__(
