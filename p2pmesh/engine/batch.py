@@ -286,7 +286,7 @@ class Context:
 
     Each has cells of its own: were they shared, each token would attend over all that are in use, and sixteen
     answers took a fifth longer; eight took as long (measured). llama.cpp decodes neighbours together and a
-    gap apart, so those in use should be the first ones: with a hole among four a step takes 1.4 times as long.
+    gap apart, so those in use should be the first: with a hole among four a step takes 1.4 times as long.
     """
 
     def __init__(
