@@ -290,6 +290,8 @@ def tune(model: str, undo: bool, as_json: bool) -> None:
     """Measure whether this machine serves MODEL faster in another quantisation, and keep a copy if so.
 
     A running peer uses it when it is started the next time."""
+    from dataclasses import asdict
+
     from p2pmesh.engine import catalog
     from p2pmesh.engine import tune as engine_tune
     from p2pmesh.errors import MeshError
@@ -302,7 +304,7 @@ def tune(model: str, undo: bool, as_json: bool) -> None:
     except MeshError as exc:
         raise click.ClickException(str(exc)) from None
     if as_json:
-        click.echo(json.dumps(engine_tune.report(outcome)))
+        click.echo(json.dumps(asdict(outcome)))
         return
     head = ("FORMAT", "SIZE", "READS", "WRITES", "EIGHT WRITE", "PERPLEXITY")
     _table([head, *(_tried_row(figures) for figures in outcome.tried)])

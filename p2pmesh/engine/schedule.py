@@ -311,7 +311,7 @@ class Schedule:
         beside = max(BESIDE_TOKENS_MIN, self._meter.tokens_beside(BESIDE_SHARE))
         room = min(beside if parts else left, left, self._load.prefill_chunk)
         for job in (job for job in reading if job.long):
-            if room < BESIDE_TOKENS_MIN:
+            if room < min(BESIDE_TOKENS_MIN, self._load.prefill_chunk):
                 break
             parts.append((job, self._piece(job, self._piece_end(job, room))))
             room -= len(parts[-1][1].tokens)

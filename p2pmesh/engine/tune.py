@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,8 +243,3 @@ def main() -> None:
     from p2pmesh.engine.batch import quantise
 
     quantise(*paths)
-
-
-def report(outcome: Outcome) -> dict[str, object]:
-    """Return the outcome as plain values."""
-    return asdict(outcome)

@@ -319,6 +319,16 @@ def test_a_long_prompt_that_nobody_reads_for_it_is_long_again():
     assert second.long
 
 
+@pytest.mark.parametrize("prefill_chunk", [1, 2, 3, 5])
+def test_a_prompt_is_read_however_small_a_chunk_may_be(prefill_chunk: int):
+    """With fewer tokens than a long prompt gets beside others nothing was ever read, and the step spun."""
+    world = World(prefill_chunk=prefill_chunk)
+    for i in range(2):
+        world.ask(str(i), f"{i}?", max_tokens=2, seed=i)
+    world.run()
+    assert [world.text(str(i)) for i in range(2)] == [alone(f"{i}?", max_tokens=2) for i in range(2)]
+
+
 def test_no_prompt_leaves_one_token_over_for_a_step_of_its_own():
     """A single row is rounded unlike several: what the others did would be seen in the answer."""
     for length in range(59, 64):
