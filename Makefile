@@ -8,7 +8,7 @@ demo: setup ## three peers on this machine answer a few questions
 	@$(BIN)/p2pmesh demo
 
 test: setup lint ## every check there is
-	$(BIN)/python -m pytest -q tests/unit tests/property tests/simulation \
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/unit tests/property tests/simulation \
 		--cov=p2pmesh.protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(BIN)/python -m pytest -q tests/integration tests/test_architecture.py tests/test_docs.py
 

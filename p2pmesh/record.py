@@ -101,6 +101,22 @@ class ModelInfo:
     none."""
 
 
+DEVICES_MAX = 8
+"""Most GPUs that a peer tells of."""
+DEVICE_BYTES_MAX = 64
+"""Longest name of one, in bytes of UTF-8."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU that a peer can put layers on, as it was when its models had been loaded."""
+
+    name: str
+    """What its driver calls it."""
+    free_bytes: int
+    total_bytes: int
+
+
 @dataclass(frozen=True)
 class Capability:
     """What a peer can do. Kilobytes; changes rarely; signed by its owner."""
@@ -112,6 +128,8 @@ class Capability:
     """Empty: a peer that asks and relays, and answers nothing."""
     zones: tuple[str, ...] = (GENERAL,)
     """Labels of the data it may see."""
+    devices: tuple[Device, ...] = ()
+    """Its GPUs, at most `DEVICES_MAX`. For people: how fast it is says `ModelInfo`, which was measured."""
 
     @cached_property
     def directions(self) -> tuple[tuple[Skill, ...], NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from p2pmesh.config import Limits
 from p2pmesh.errors import Reason
 from p2pmesh.query import RANGES, Message, Options, TokenLogprobs, Usage
-from p2pmesh.record import ModelInfo
+from p2pmesh.record import DEVICES_MAX, Device, ModelInfo
 
 LIMITS = Limits()
 TEXTS_MAX = 64
@@ -113,6 +113,8 @@ class Ready:
     """Names the embedding space of its vectors."""
     memory_bytes: Count = 0
     """Most memory its process has held so far."""
+    devices: Annotated[tuple[Device, ...], msgspec.Meta(max_length=DEVICES_MAX)] = ()
+    """The GPUs it sees, and what is free on them now that it is loaded."""
 
 
 @dataclass(frozen=True)

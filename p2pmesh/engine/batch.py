@@ -29,6 +29,8 @@ os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 import llama_cpp as llama
 
+LIBRARY = llama.llama_cpp._lib
+"""llama.cpp itself, for what the package has no names for."""
 PENALTY_TOKENS = 64
 """Tokens of the answer that penalties look back on. As llama.cpp's own default."""
 TOP_K = 64
@@ -50,11 +52,6 @@ def _log(level: int, text: bytes, _: object) -> None:
 
 _log_callback = llama.llama_log_callback(_log)  # kept here: llama.cpp holds a bare pointer to it
 llama.llama_log_set(_log_callback, ctypes.c_void_p(0))
-
-
-def offloads() -> bool:
-    """Return whether this build of llama.cpp can use a GPU."""
-    return bool(llama.llama_supports_gpu_offload())
 
 
 class Model:

@@ -35,6 +35,7 @@ from p2pmesh.engine.base import (
 )
 from p2pmesh.errors import EngineError
 from p2pmesh.query import LOGPROB_MIN, LOGPROBS_BYTES_MAX, SPELLED_BYTES_MAX
+from p2pmesh.record import DEVICE_BYTES_MAX, VERSION_MAX
 
 FRAME_BYTES_MAX = 1 << 20
 """Longest frame. Room for the longest prompt with every byte escaped, and for 64 vectors of 1 024."""
@@ -190,5 +191,10 @@ def _check_ready(ready: Ready) -> None:
         raise EngineError("a model needs a finite speed, a context and a slot")
     if not _DIGEST.fullmatch(info.digest):
         raise EngineError("a model's digest is 64 hex digits")
+    for device in ready.devices:
+        if len(device.name.encode()) > DEVICE_BYTES_MAX or min(device.free_bytes, device.total_bytes) < 0:
+            raise EngineError(f"a GPU has a name of at most {DEVICE_BYTES_MAX} bytes, and bytes of memory")
+        if max(device.free_bytes, device.total_bytes) > VERSION_MAX:
+            raise EngineError("a GPU with more memory than there is")
     if ready.dimensions > LIMITS.dimensions_max:
         raise EngineError(f"vectors of {ready.dimensions} dimensions, at most {LIMITS.dimensions_max}")

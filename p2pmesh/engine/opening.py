@@ -11,8 +11,9 @@ import time
 import numpy as np
 
 from p2pmesh.engine.base import Load, Ready
-from p2pmesh.engine.batch import Context, Model, Part
+from p2pmesh.engine.batch import LIBRARY, Context, Model, Part
 from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.devices import gpus
 from p2pmesh.engine.prefixes import ENTRIES_MAX
 from p2pmesh.engine.schedule import Schedule
 from p2pmesh.errors import ModelLoadError
@@ -43,7 +44,7 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
         load.slots,
         prefixes if model.sliceable else 0,
     )
-    return Schedule(model, context, load, Ready(info), token_bytes)
+    return Schedule(model, context, load, Ready(info, devices=gpus(LIBRARY)), token_bytes)
 
 
 def _measure(context: Context, load: Load) -> tuple[Speed, int]:

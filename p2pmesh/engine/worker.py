@@ -93,16 +93,19 @@ def open_engine(load: Load) -> Engine:
         from p2pmesh.engine.echo import Echo
 
         return Echo(load, load.served_name)
-    from p2pmesh.engine import digest, gguf_file, memory
+    from p2pmesh.engine import devices, digest, gguf_file, memory
 
     path = Path(load.path)
     header = gguf_file.check(path)
     if load.kind == "llama":
-        free = None if load.gpu_layers else memory.available_bytes()
-        load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
-        from p2pmesh.engine.batch import offloads
+        from p2pmesh.engine.batch import LIBRARY
 
-        if not offloads():  # a driver of GPUs takes what it likes
+        gpus = devices.gpus(LIBRARY)
+        free = memory.available_bytes()
+        if free is not None and load.gpu_layers:
+            free += sum(device.free_bytes for device in gpus)
+        load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
+        if not gpus:  # a driver of GPUs takes what it likes
             _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
     try:
         found = digest.sha256_of(path)

@@ -22,7 +22,7 @@ from p2pmesh import config as settings
 from p2pmesh.engine import base, frames
 from p2pmesh.errors import EngineError, LocalProtocolError, ModelLoadError, Reason
 from p2pmesh.query import Message, Options
-from p2pmesh.record import ModelInfo
+from p2pmesh.record import Device, ModelInfo
 
 STDERR_BYTES_MAX = 4_096
 """What is kept of a child's last words."""
@@ -73,6 +73,8 @@ class EngineHandle:
         """The embedding space of its vectors; empty: it does not embed, or was never ready."""
         self.dimensions = 0
         self.memory_bytes = 0
+        self.devices: tuple[Device, ...] = ()
+        """The GPUs it saw once it was loaded."""
         self.metrics: base.Metrics | None = None
         """What the child told last of its work; None: nothing yet."""
         self.pid: int | None = None
@@ -192,7 +194,7 @@ class EngineHandle:
         if ready.info.name != expected:
             raise EngineError(f"it calls itself {ready.info.name[:64]!r}, not {expected!r}")
         self.info, self.space, self.dimensions = ready.info, ready.space, ready.dimensions
-        self.memory_bytes = ready.memory_bytes
+        self.memory_bytes, self.devices = ready.memory_bytes, ready.devices
         self._become("ready", "")
         if not asleep:
             self._on_event(self, EngineUp(ready.info))

@@ -88,7 +88,10 @@ class Models:
             if s.engine.info is not None and s.engine.state != "quarantined"
         ]
         skills = self._skills or (Skill(GENERAL, None, self._config.routing.general_quality),)
-        return Capability(self.space, skills if infos else (), tuple(infos))
+        # They all see the same ones, and the last to be loaded saw what the others had left.
+        seen = (s.engine.devices for s in self._served.values() if s.engine.devices)
+        devices = min(seen, key=lambda those: sum(device.free_bytes for device in those), default=())
+        return Capability(self.space, skills if infos else (), tuple(infos), devices=devices)
 
     @property
     def space(self) -> str:

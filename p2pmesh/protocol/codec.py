@@ -36,9 +36,12 @@ from p2pmesh.query import (
 )
 from p2pmesh.record import (
     CONVERSATIONS_MAX,
+    DEVICE_BYTES_MAX,
+    DEVICES_MAX,
     HELD_MAX,
     VERSION_MAX,
     Capability,
+    Device,
     Load,
     ModelInfo,
     PeerRecord,
@@ -185,8 +188,14 @@ def _record_schema(limits: Limits) -> f.Field:
     count = f.integer(0, _COUNT_MAX)
     skill = f.struct(Skill, name, f.maybe(f.vector(limits.dimensions_max)), share, count, name)
     model = f.struct(ModelInfo, name, f.text(64), count, rate, rate, count, f.integer(0, CONVERSATIONS_MAX))
+    size = f.integer(0, VERSION_MAX)
     capability = f.struct(
-        Capability, name, f.many(skill, limits.skills_max), f.many(model, limits.models_max), f.many(name, 16)
+        Capability,
+        name,
+        f.many(skill, limits.skills_max),
+        f.many(model, limits.models_max),
+        f.many(name, 16),
+        f.many(f.struct(Device, f.text(DEVICE_BYTES_MAX), size, size), DEVICES_MAX),
     )
     return f.struct(
         PeerRecord,

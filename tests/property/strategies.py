@@ -22,7 +22,7 @@ from p2pmesh.query import (
     TokenLogprobs,
     Usage,
 )
-from p2pmesh.record import Capability, Load, ModelInfo, PeerId, Skill, Version
+from p2pmesh.record import Capability, Device, Load, ModelInfo, PeerId, Skill, Version
 from tests.machines import ME, UNABLE, A, B, C, D, signed
 
 peers = st.sampled_from([ME, A, B, C, D])
@@ -62,6 +62,7 @@ capabilities = st.builds(
         max_size=2,
     ).map(tuple),
     st.sampled_from([("general",), (), ("general", "secret")]),
+    st.sampled_from([(), (Device("H100", 60, 80),), (Device("", 0, 0),) * 8]),
 )
 options = st.builds(
     Options,

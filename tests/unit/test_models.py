@@ -6,9 +6,11 @@ import pytest
 
 from p2pmesh.config import Config, Engine, ModelConfig
 from p2pmesh.engine import catalog
+from p2pmesh.engine.base import Load
 from p2pmesh.peer import models
+from p2pmesh.peer.engines import EngineHandle
 from p2pmesh.query import Message, QueryId
-from p2pmesh.record import Capability
+from p2pmesh.record import Capability, Device
 
 USER = Message("user", "x")
 OWN = Message("system", "be brief")
@@ -39,6 +41,16 @@ def test_a_job_names_its_query_and_attempt():
 
 def test_a_peer_without_models_claims_nothing():
     assert models.Models(Config(), lambda _: None).capability() == Capability()
+
+
+def test_the_gpus_of_a_peer_are_told_as_its_last_model_left_them():
+    found = models.Models(Config(), lambda _: None)
+    spec, before, after = Load(kind="echo"), Device("H100", 60, 80), Device("H100", 20, 80)
+    for name, devices in (("a", (before, before)), ("b", (after, before)), ("none", ())):
+        engine = EngineHandle(spec, Engine(), lambda *_: None)
+        engine.devices = devices
+        found._served[name] = models._Served(ModelConfig(model=name), engine)
+    assert found.capability().devices == (after, before)
 
 
 @pytest.mark.parametrize(
