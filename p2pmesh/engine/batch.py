@@ -401,7 +401,9 @@ def quantise(source: str, target: str, name: str) -> None:
     params.ftype = {"q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0}[name]
     params.allow_requantize, params.nthread = True, 1
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
-        raise ModelLoadError(f"llama.cpp cannot write {os.path.basename(source)} as {name}")
+        raise ModelLoadError(
+            f"llama.cpp cannot write {os.path.basename(source)} as {name}: is the disk full?"
+        )
 
 
 def _bytes_at(array: NDArray[np.uint8]) -> Any:

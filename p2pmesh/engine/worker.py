@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -62,13 +63,14 @@ def main() -> NoReturn:
     load = inbox.get()
     if not isinstance(load, Load):
         raise EngineError("the first request must be Load")
+    intact = _watch(load.path)
     try:
         engine = open_engine(load)
     except ModelLoadError as error:
         _write(out, [LoadFailed(str(error)[:DETAIL_CHARS_MAX])])
         sys.exit(1)
     _write(out, [replace(engine.ready, memory_bytes=_memory_bytes())])
-    serve(engine, inbox, out)
+    serve(engine, inbox, out, intact)
 
 
 def _confine(limit: int, most: int) -> None:
@@ -126,13 +128,32 @@ def open_engine(load: Load) -> Engine:
     return open_schedule(load, load.served_name, found)
 
 
-def serve(engine: Engine, inbox: Inbox, out: int) -> NoReturn:
-    """Step the engine for ever. What one step brings goes out in one write."""
+def _watch(path: str) -> Callable[[], bool]:
+    """Return what tells whether a file is as it is now. Weights are mapped, not read: who writes into it changes
+    a model that runs. A file that is put in its place leaves it alone, and is loaded the next time."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:  # there is none, or loading it will tell why not
+        return lambda: True
+
+    def stamp() -> tuple[int, int]:
+        now = os.fstat(file)
+        return now.st_size, now.st_mtime_ns
+
+    before = stamp()
+    return lambda: stamp() == before
+
+
+def serve(engine: Engine, inbox: Inbox, out: int, intact: Callable[[], bool] = lambda: True) -> NoReturn:
+    """Step the engine for ever. What one step brings goes out in one write. Raises `EngineError` at the next
+    job when its file is no longer `intact`: the parent starts another, which loads what is there then."""
     spoken = told = time.monotonic()
     while True:
         events: list[Event] = []
         for request in _take(inbox, engine.wait_s()):
             if isinstance(request, (Generate, Embed)):
+                if not intact():
+                    raise EngineError("its model file was written to while it was in use")
                 events += _submit(engine, request)
             elif isinstance(request, Abort):
                 events += engine.abort(request.job)

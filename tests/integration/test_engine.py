@@ -20,7 +20,7 @@ import trio
 
 from p2pmesh import config
 from p2pmesh.engine import base, catalog, embedder, frames, tune
-from p2pmesh.errors import ConfigError, LocalProtocolError, ModelLoadError, Reason
+from p2pmesh.errors import ConfigError, EngineError, LocalProtocolError, ModelLoadError, Reason
 from p2pmesh.peer import engines
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.query import Message, Options
@@ -134,16 +134,35 @@ async def test_an_answer_comes_whole_and_ends_once():
     assert engine.handle.state == "closed"
 
 
-async def test_after_two_hundred_jobs_nothing_is_left_behind():
+async def test_after_a_thousand_jobs_nothing_is_left_behind():
+    """Done, aborted, refused for what they ask, refused for want of room, and those that an end of the child
+    took with it."""
     async with running(echo()):
         pass  # what trio opens once, it has opened
     before = sorted(os.listdir("/proc/self/fd"))
     async with running(echo(tokens_per_s=100_000.0)) as engine:
-        for i in range(200):
-            engine.ask(str(i), f"number {i}")
-        for i in range(200):
-            await engine.end(str(i))
-        assert all(engine.text(str(i)) == f"echo: number {i}" for i in range(200))
+        pipes = len(os.listdir(f"/proc/{engine.handle.pid}/fd"))
+        for i in range(0, 1_000, 200):
+            jobs = [str(job) for job in range(i, i + 200)]
+            for job in jobs:
+                engine.ask(job, f"number {job}", max_tokens=0 if job.endswith("3") else 100)
+                if job.endswith("7"):
+                    engine.handle.abort(job)
+            for job in jobs:
+                if not job.endswith("7"):
+                    end = await engine.end(job)
+                    assert isinstance(end, base.Failed) == job.endswith("3")
+            assert not engine.handle._jobs
+            assert not engine.handle._refusals
+        done = [str(i) for i in range(1_000) if i % 10 not in (3, 7)]
+        assert all(engine.text(job) == f"echo: number {job}" for job in done)
+        assert len(os.listdir(f"/proc/{engine.handle.pid}/fd")) == pipes
+        for i in range(8):
+            engine.ask(f"last {i}", "x " * 5_000)
+        engine.kill()
+        for i in range(8):
+            await engine.end(f"last {i}")
+        await engine.handle.wait_ready()
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert no_children()
 
@@ -614,6 +633,14 @@ def test_a_copy_in_another_format_is_measured_and_served(model: Path, tmp_path: 
     assert spec.served_name == catalog.DEFAULT
 
 
+@pytest.mark.model
+def test_a_copy_for_which_the_disk_has_no_room_is_said_to_be_that(model: Path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no disk that is always full")
+    with pytest.raises(EngineError, match=r"cannot quantise .*: is the disk full"):
+        tune._child("quantise", str(model), "/dev/full", "q8_0")
+
+
 def adapter(path: Path, width: int, strength: float) -> Path:
     """Write a LoRA adapter for a model of 30 layers that are so wide."""
     gguf = pytest.importorskip("gguf")
@@ -724,7 +751,8 @@ def without_blocks(model: Path, target: Path) -> Path:
     return target
 
 
-def beginning(model: Path, target: Path, length: int) -> Path:
+def copied(model: Path, target: Path, length: int | None = None) -> Path:
+    """Copy a model into a file, or the beginning of it."""
     target.write_bytes(model.read_bytes()[:length])
     return target
 
@@ -743,10 +771,53 @@ async def test_a_file_that_aborts_llama_cpp_is_quarantined(model: Path, tmp_path
     ("length", "said"), [(0, "is not a GGUF file"), (2_000, "is damaged"), (50_000_000, "is cut")]
 )
 async def test_a_damaged_file_is_refused_at_once(model: Path, tmp_path: Path, length: int, said: str):
-    async with running(load(beginning(model, tmp_path / "damaged.gguf", length)), wait=False) as engine:
+    async with running(load(copied(model, tmp_path / "damaged.gguf", length)), wait=False) as engine:
         with pytest.raises(ModelLoadError, match=said) as caught:
             await engine.handle.wait_ready()
         assert "\n" not in str(caught.value)
+        assert engine.handle.restarts == 0
+
+
+@pytest.mark.model
+async def test_a_file_that_is_written_to_while_it_is_in_use_is_loaded_again(model: Path, tmp_path: Path):
+    used = copied(model, tmp_path / "used.gguf")
+    async with running(load(used)) as engine:
+        os.utime(used, (0, 0))
+        engine.ask("a", QUESTIONS[0])
+        end = await engine.end("a")
+        assert end.reason is Reason.ENGINE_FAILED
+        assert "its model file was written to while it was in use" in end.detail
+        await engine.handle.wait_ready()
+        engine.ask("b", QUESTIONS[0])
+        await engine.end("b")
+        assert "Paris" in engine.text("b")
+
+
+@pytest.mark.model
+async def test_a_file_that_is_cut_while_it_is_in_use_is_waited_for(model: Path, tmp_path: Path):
+    """The kernel kills who reads what is no longer there."""
+    used = copied(model, tmp_path / "used.gguf")
+    async with running(load(used)) as engine:
+        engine.ask("a", "Write a very long story about the sea.", max_tokens=1_000)
+        await engine.until(lambda: engine.text("a"))
+        os.truncate(used, 50_000_000)
+        assert (await engine.end("a")).reason is Reason.ENGINE_FAILED
+        await engine.until(lambda: "is cut" in engine.handle.detail)
+        copied(model, used)
+        await engine.handle.wait_ready()
+        engine.ask("b", QUESTIONS[0])
+        await engine.end("b")
+        assert "Paris" in engine.text("b")
+
+
+@pytest.mark.model
+async def test_a_file_that_another_takes_the_place_of_stays_in_use(model: Path, tmp_path: Path):
+    used = copied(model, tmp_path / "used.gguf")
+    async with running(load(used)) as engine:
+        copied(model, tmp_path / "other.gguf", 2_000).replace(used)
+        engine.ask("a", QUESTIONS[0])
+        await engine.end("a")
+        assert "Paris" in engine.text("a")
         assert engine.handle.restarts == 0
 
 
