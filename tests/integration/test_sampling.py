@@ -13,9 +13,11 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from p2pmesh.engine import catalog
+from p2pmesh.engine import batch, catalog
+from p2pmesh.engine.base import Load
 from p2pmesh.engine.batch import TOP_K, Context, Model, Part, Sampler
 from p2pmesh.engine.grammar import gbnf
+from p2pmesh.engine.opening import open_schedule
 from p2pmesh.engine.rules import GRAMMAR_BYTES_MAX
 from p2pmesh.errors import ConfigError, ModelLoadError
 from p2pmesh.query import Options
@@ -253,3 +255,21 @@ def test_the_largest_schemas_are_read_and_kept(row: Row, schema: dict[str, Any])
     assert len(text) <= GRAMMAR_BYTES_MAX
     said = row.speak(2, json.dumps(schema), temperature=1.0)
     row.sampler(json.dumps(schema), said).close()
+
+
+def test_a_model_that_looks_back_through_a_window_keeps_no_beginnings(row: Row, monkeypatch: Any):
+    """Only its last window is saved, which is no beginning of anything."""
+    assert row.model.sliceable
+    monkeypatch.setattr(batch.llama, "llama_model_n_swa", lambda handle: 512)
+    spec = Load(path=os.fspath(catalog.find(catalog.DEFAULT)), slots=1, context_tokens=256)
+    schedule = open_schedule(spec, "m", "")
+    assert not schedule._model.sliceable
+    assert schedule.ready.info.prefixes == 0
+
+
+def test_what_there_is_no_memory_to_keep_is_not_kept(row: Row, monkeypatch: Any):
+    def none(size: int, kind: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(batch.np, "empty", none)
+    assert row.context.save(0) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def test_a_bad_file_is_refused_in_one_line(home: Path, data: bytes, said: str):
     with pytest.raises(ModelLoadError, match=said) as caught:
         gguf_file.check(put(home / "a.gguf", data))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_of_gigabytes_in_the_head_is_not_read(home: Path):
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + string("general.name") + struct.pack("<IQ", 8, 3 * 2**30)
+    path = put(home / "a.gguf", head)
+    os.truncate(path, 4 * 2**30)  # a hole, which takes no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelLoadError, match=r"a\.gguf"):
+        gguf_file.check(path)
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
+    )  # KiB; bytes on a Mac, still few
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -150,3 +150,12 @@ def test_a_damaged_model_is_listed_with_what_is_wrong(home: Path):
     broken, whole = (row for row in catalog.listing() if row["name"] in ("m", "whole"))
     assert broken["detail"] == "m.gguf is damaged: it ends within its head"
     assert (whole["detail"], len(whole["digest"]), whole["template"]) == ("", 64, False)
+
+
+def test_no_code_of_the_current_directory_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("json", "numpy", "p2pmesh", "llama_cpp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger ran')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match=r"is no file|cannot be read|No such file|does not exist") as caught:
+        tune._child("measure", str(tmp_path / "none.gguf"))
+    assert "stranger" not in str(caught.value)
