@@ -1,6 +1,7 @@
 """Our engine beside `llama_cpp.Llama` and llama.cpp's own server: the same file, one thread each, in turn.
 
-    python -m benchmarks.engine [--json] [--model PATH] [--tokens N] [--rounds R] [--concurrency 1,4,8,16]
+    python -m benchmarks.engine [--json] [--model PATH] [--tuned] [--tokens N] [--rounds R]
+                                [--concurrency 1,4,8,16]
 
 **Throughput.** N requests at once, each with a prompt of its own of about 55 tokens that asks for a story
 without an end, at temperature 0. Three arms answer the same prompts in each round, in an order that turns:
@@ -39,6 +40,10 @@ HTTP and JSON are in its CPU, where ours has a pipe and this process does the re
 wheel is built for any CPU with AVX2, where our llama.cpp is built for this one (`builds` tells what each
 uses). To `llama`: it was never meant to answer many at once; its own ground is concurrency 1. Nobody keeps
 prompts: no two begin alike.
+
+With `--tuned` all are given one file, the embedded model as it comes, and ours answers with the copy that
+`p2pmesh tune` makes of it first. That is what a user gets who has that file, and it is another measurement:
+the others were not told of the copy, and their figures say nothing of how they would serve it.
 """
 
 from __future__ import annotations
@@ -58,6 +63,7 @@ from benchmarks.arms import Answer, Arm, Ours
 from benchmarks.figures import Row, Value, gaps, mean, median, median_ratio, over, percentile, rounded, table
 from benchmarks.prompts import Conversation, Prompts
 from p2pmesh import config
+from p2pmesh.engine import catalog, tune
 
 TOKENS_MAX = 1_024
 CONCURRENCY_MAX = 64
@@ -173,7 +179,9 @@ async def measure(options: argparse.Namespace, tell: Tell) -> dict[str, object]:
     stalls: list[Row] = []
     lags: list[Row] = []
     prompts = Prompts()
-    async with processes.workplace(options.model) as (model, folder), AsyncExitStack() as stack:
+    given = options.model or (catalog.DEFAULT if options.tuned else None)
+    async with processes.workplace(given) as (model, folder), AsyncExitStack() as stack:
+        kept = tune.tune(str(model), tell) if options.tuned else None
         ours = await stack.enter_async_context(arms.open_ours(model, options.slots))
         llama = await stack.enter_async_context(arms.open_llama(model, folder))
         server = await stack.enter_async_context(arms.open_server(model, folder, options.tokens))
@@ -198,6 +206,7 @@ async def measure(options: argparse.Namespace, tell: Tell) -> dict[str, object]:
             **_side(stalls, "itl_p99_ratio", "itl_p99_beside_ms", "itl_p99_alone_ms"),
             **_side(lags, "lag_p99_ratio", "lag_p99_busy_ms", "lag_p99_idle_ms"),
             "model": model.name,
+            "tuned": f"{kept.kept or 'the original'}: {kept.why}" if kept else None,
             "asked_tokens": options.tokens,
             "threads": arms.THREADS,
             "cores": os.cpu_count(),
@@ -249,6 +258,7 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--model", help="a GGUF file; without it a Q8_0 copy of the embedded model")
+    parser.add_argument("--tuned", action="store_true", help="ours answers with the copy that tune makes")
     parser.add_argument("--tokens", type=between(1, TOKENS_MAX), default=64, help="new tokens of each answer")
     parser.add_argument("--rounds", type=between(1, 1_000), default=3)
     parser.add_argument(

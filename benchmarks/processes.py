@@ -113,11 +113,14 @@ async def workplace(model: str | None) -> AsyncIterator[tuple[Path, Path]]:
     """Give the model's file and a folder, which is gone afterwards. None: a Q8_0 copy of the embedded one."""
     with tempfile.TemporaryDirectory(prefix="p2pmesh-benchmark-") as name:
         folder = Path(name)
+        source = catalog.find(model or catalog.DEFAULT).resolve()
+        # A copy that this user keeps of it must not take its place.
+        os.environ["XDG_CACHE_HOME"] = name
         if model is not None:
-            yield catalog.find(model).resolve(), folder
+            yield source, folder
             return
         target = folder / f"{catalog.DEFAULT}-q8_0.gguf"
-        program = [sys.executable, "-m", "benchmarks.rivals", "quantize", str(catalog.find(catalog.DEFAULT))]
+        program = [sys.executable, "-m", "benchmarks.rivals", "quantize", str(source)]
         done = await trio.run_process(
             [*program, str(target)], capture_stdout=True, capture_stderr=True, check=False, cwd=ROOT
         )
