@@ -130,7 +130,7 @@ def open_engine(load: Load) -> Engine:
 
 def _watch(path: str) -> Callable[[], bool]:
     """Return what tells whether a file is as it is now. Weights are mapped, not read: what is written to the
-    file is written to the model. One put in its place leaves it alone, and is loaded the next time."""
+    file is written to the model. One put in its place leaves it alone; it is loaded the next time."""
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:  # there is none, or loading it will tell why not
