@@ -152,7 +152,7 @@ class Failed:
     reason: Reason
     detail: Detail = ""
     tokens: int | None = None
-    """Exact length of the prompt, where that was the reason."""
+    """Length of the prompt, where that was the reason: exact, or of one of a megabyte the least it can be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ def refused(job: str, jobs_max: int) -> Failed:
     return Failed(job, Reason.OVERLOADED, f"{jobs_max} jobs are running or waiting")
 
 
-def overlong(prompt_tokens: int, context_tokens: int, job: str) -> Failed:
-    """Return the failure of a prompt that leaves no room for an answer."""
-    detail = f"the prompt is {prompt_tokens} tokens, the context {context_tokens}"
+def overlong(prompt_tokens: int, context_tokens: int, job: str, about: str = "") -> Failed:
+    """Return the failure of a prompt that leaves no room for an answer. `about`: "at least ", uncounted."""
+    detail = f"the prompt is {about}{prompt_tokens} tokens, the context {context_tokens}"
     return Failed(job, Reason.TOO_LONG, detail, prompt_tokens)

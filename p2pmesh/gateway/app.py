@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -223,6 +224,7 @@ def _member(member: Member) -> dict[str, Any]:
             }
             for m in capability.models
         ],
+        "devices": [asdict(device) for device in capability.devices],
         "load": None
         if load is None
         else {

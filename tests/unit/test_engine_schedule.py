@@ -489,6 +489,25 @@ def test_too_long_is_told_in_numbers_and_takes_no_slot():
     assert world.schedule.wait_s() is None
 
 
+def test_a_megabyte_is_refused_without_being_cut_into_tokens(monkeypatch: pytest.MonkeyPatch):
+    """It took a second, and three of nothing but spaces, in which nobody's answer went on."""
+    world = World(context_tokens=100)
+    read: list[int] = []
+    tokenize = FakeModel.tokenize
+    monkeypatch.setattr(
+        FakeModel, "tokenize", lambda self, text, **how: read.append(len(text)) or tokenize(self, text, **how)
+    )
+    world.ask("a", " " * 1_000_000)
+    failed = world.end("a")
+    assert isinstance(failed, Failed)
+    assert (failed.reason, failed.tokens) == (Reason.TOO_LONG, 1_000_000 // schedule.PIECE_BYTES_MAX)
+    assert failed.detail == "the prompt is at least 3906 tokens, the context 100"
+    assert sum(read) < 1_000
+    world.ask("b", "x" * 5)
+    world.run()
+    assert world.text("b") == alone("x" * 5)
+
+
 def test_an_answer_is_capped_by_the_context():
     world = World(context_tokens=100)
     world.context.sample = lambda sampler, row: 97  # type: ignore[method-assign]  # it never ends by itself
