@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from p2pmesh.query import Chunk as Chunk
     from p2pmesh.query import Message as Message
     from p2pmesh.query import Options as Options
+    from p2pmesh.query import Resume as Resume
 
 _HOMES = {
     "Answer": "p2pmesh.peer.answer",
@@ -47,6 +48,7 @@ _HOMES = {
     "QueryError": "p2pmesh.errors",
     "Reason": "p2pmesh.errors",
     "Refused": "p2pmesh.errors",
+    "Resume": "p2pmesh.query",
     "SkillConfig": "p2pmesh.config",
     "load_config": "p2pmesh.peer.settings",
     "open_peer": "p2pmesh.peer.peer",
@@ -69,6 +71,7 @@ __all__ = [
     "QueryError",
     "Reason",
     "Refused",
+    "Resume",
     "SkillConfig",
     "load_config",
     "open_peer",

@@ -222,6 +222,9 @@ class Relay:
     """Most seconds between two signs of life of a query that is being served, in seconds."""
     silence_max_s: float = 3.0
     """Seconds without a sign of life after which the peer that serves a query counts as lost."""
+    resume: str = "any"
+    """What becomes of an answer asked here whose writer is lost, where the query does not say: "any" goes on,
+    on the same model if another peer has it, "same-model" on no other, "never" ends it in an error."""
     attempts_max: int = 8
     """Most tries of one query."""
     crashes_max: int = 2
@@ -236,7 +239,9 @@ class Relay:
     """Most finished attempts remembered, so that a duplicate is answered and not served again."""
 
     def __post_init__(self) -> None:
-        _positive(self, *self.__dataclass_fields__)
+        _positive(self, *(set(self.__dataclass_fields__) - {"resume"}))
+        if self.resume not in ("any", "same-model", "never"):
+            raise ConfigError(f"relay.resume must be any, same-model or never, not {self.resume!r}")
         if self.attempts_max > 255:
             raise ConfigError("relay.attempts_max must be at most 255: it travels as one byte")
         if self.keepalive_s >= self.silence_max_s:
@@ -438,13 +443,8 @@ class Config:
             if (length := len(name.encode("utf-8", "replace"))) > self.limits.name_bytes_max:
                 most = f"{self.limits.name_bytes_max} (limits.name_bytes_max)"
                 raise ConfigError(f"{key} is {length} bytes long, at most {most}")
-        if len(self.models) > self.limits.models_max:
-            raise ConfigError(
-                f"{len(self.models)} models, at most {self.limits.models_max} (limits.models_max)"
-            )
-        if len(self.skills) > self.limits.skills_max:
-            raise ConfigError(
-                f"{len(self.skills)} skills, at most {self.limits.skills_max} (limits.skills_max)"
-            )
+        for what, most_of in (("models", self.limits.models_max), ("skills", self.limits.skills_max)):
+            if (count := len(getattr(self, what))) > most_of:
+                raise ConfigError(f"{count} {what}, at most {most_of} (limits.{what}_max)")
         if self.net.outbox_frames_max < self.relay.waiting_max:
             raise ConfigError("net.outbox_frames_max must not be below relay.waiting_max")

@@ -7,6 +7,7 @@ wall clock, because two machines' clocks do not agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from hashlib import blake2b
 from typing import NewType
@@ -102,6 +103,18 @@ class Accepted:
     """SHA-256 of the model that wrote all of it; empty: more than one did, and only the text counts."""
 
 
+class Resume(Enum):
+    """What becomes of an answer whose writer is lost after its first token."""
+
+    ANY = "any"
+    """It goes on: on the same model if another peer has it, else on whichever serves the query best, from the
+    text."""
+    SAME_MODEL = "same-model"
+    """It goes on where the very same model file is, or ends in an error that holds what there is of it."""
+    NEVER = "never"
+    """It ends in that error."""
+
+
 @dataclass(frozen=True)
 class Lead:
     """A peer that may be near to a query, as somebody who knows it told."""
@@ -163,6 +176,8 @@ class Query:
     """What an earlier attempt brought; None: nothing."""
     search: Search | None = None
     """How far the search for its peer has come; None: it is over, or there is none."""
+    resume: Resume = Resume.ANY
+    """What becomes of its answer when whoever writes it is lost."""
 
     @property
     def text(self) -> str:

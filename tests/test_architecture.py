@@ -47,6 +47,7 @@ PUBLIC = [
     "QueryError",
     "Reason",
     "Refused",
+    "Resume",
     "SkillConfig",
     "load_config",
     "open_peer",

@@ -55,7 +55,11 @@ class ChatReply:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         budget_s = self._peer.config.http.request_timeout_s
         stream = self._peer.stream(
-            self._messages, model=self._request.model, options=self._options, budget_s=budget_s
+            self._messages,
+            model=self._request.model,
+            options=self._options,
+            budget_s=budget_s,
+            resume=self._request.resume,
         )
         async with stream as answer:
             try:
@@ -141,7 +145,9 @@ def refusal(failure: QueryError) -> Response:
 
 def _hops(answer: Answer) -> dict[str, Any]:
     """The way an answer took, and why: an extension of OpenAI's bodies, which its clients ignore."""
-    return {"path": [{"peer": hop.peer, "name": hop.name, "why": hop.why} for hop in answer.path]}
+    path = [{"peer": hop.peer, "name": hop.name, "why": hop.why} for hop in answer.path]
+    resumed = {"resumed": [hop.name for hop in answer.resumed]} if answer.resumed else {}
+    return {"path": path, **resumed}
 
 
 def _way(answer: Answer) -> dict[str, str]:

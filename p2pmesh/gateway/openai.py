@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -93,6 +93,8 @@ class ChatRequest(msgspec.Struct):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     response_format: _ResponseFormat | None = None
+    resume: Literal["any", "same-model", "never"] | None = None
+    """Ours: see `p2pmesh.query.Resume`."""
 
     @property
     def wants_usage(self) -> bool:

@@ -42,10 +42,13 @@ class Answer:
         self.model = ""
         self.path: tuple[Hop, ...] = ()
         """The peers it went through; the last one answers. Known before the first piece."""
+        self.resumed: tuple[Hop, ...] = ()
+        """The peers that went on with it, each after the one before was lost; empty: nobody had to."""
         self.asked_at = trio.current_time()
         self.first_at = math.nan
         """When the first piece came, on trio's clock."""
         self.ended_at = math.nan
+        self._attempt = 0
         self._chunks: deque[Chunk] = deque()
         self._error: QueryError | None = None
         self._over = False
@@ -109,6 +112,9 @@ class Answer:
                 case e.Placed(path=path):
                     self.path = path
                 case Chunk() as chunk:
+                    if chunk.attempt > self._attempt and self.text:
+                        self.resumed = (*self.resumed, *self.path[-1:])
+                    self._attempt = chunk.attempt
                     self.text += chunk.text
                     self.logprobs += chunk.logprobs
                     self.first_at = trio.current_time() if math.isnan(self.first_at) else self.first_at

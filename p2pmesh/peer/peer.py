@@ -30,7 +30,7 @@ from p2pmesh.peer.models import Models, open_models
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Decision
-from p2pmesh.query import AUTO, Message, Options, Query, QueryId
+from p2pmesh.query import AUTO, Message, Options, Query, QueryId, Resume
 from p2pmesh.record import Capability, Load, PeerId
 from p2pmesh.trust import keys
 
@@ -108,12 +108,15 @@ class Peer:
         model: str = AUTO,
         options: Options | None = None,
         budget_s: float = 120.0,
+        resume: Resume | str | None = None,
     ) -> AsyncIterator[Answer]:
         """Ask the mesh, and iterate over the answer as it comes. Leaving the block cancels what is left of
         it, on every hop.
 
-        `model`: a name, or "auto". `budget_s`: seconds until it ends in BudgetSpent. Iterating raises
-        QueryError.
+        `model`: a name, or "auto". `budget_s`: seconds until it ends in BudgetSpent. `resume`: what
+        becomes of the answer when the peer that writes it is lost, "any", "same-model" or "never" (see
+        `Resume`); None: as `relay.resume` says. Iterating raises QueryError. Raises ValueError for another
+        `resume`.
         """
         messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
         query = Query(
@@ -124,6 +127,7 @@ class Peer:
             model=model,
             hops_left=self.config.limits.hops_max,
             budget_s=budget_s,
+            resume=Resume(self.config.relay.resume if resume is None else resume),
         )
         answer = Answer(query.id, self.rate)
         self._driver.ask(query, answer.put)

@@ -31,6 +31,7 @@ from p2pmesh.query import (
     Message,
     Options,
     Query,
+    Resume,
     Search,
     Usage,
 )
@@ -263,6 +264,7 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         peer,
         f.maybe(accepted),
         f.maybe(f.struct(Search, f.many(lead, LEADS_MAX), f.integer(0, 255))),
+        f.one_of(Resume),
     )
 
     def unpack(raw: Any) -> Query:

@@ -20,7 +20,7 @@ from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
 from p2pmesh.protocol.routing import Decision, Kind, Scored
 from p2pmesh.protocol.workload import AnswerLength
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume, Search
 from p2pmesh.record import NOBODY, PeerId
 
 _UNLINKED_MAX = 8
@@ -433,16 +433,16 @@ class Relay:
         """Send the query out anew, with what has been written of its answer, past those it was lost with."""
         excluded = flight.excluded_with(tuple(p for p in without if p != self.me))
         accepted = flight.accepted()
+        if accepted is not None and flight.query.resume is Resume.NEVER:
+            return self.flights.end_badly(flight, reason, how)
         if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
-            self.flights.end_badly(flight, reason, f"{how}, and too many before it")
-            return
+            return self.flights.end_badly(flight, reason, f"{how}, and too many before it")
         if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
-            self.flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
-            return
+            return self.flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
         flight.begin_again(excluded, tuple(p for p in without if p == self.me), accepted)
         # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
         flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
-        self._route(flight, now)
+        return self._route(flight, now)
 
     def _stop_work(self, flight: Flight) -> None:
         if flight.phase is Phase.LOCAL:

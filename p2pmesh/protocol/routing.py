@@ -21,7 +21,7 @@ from p2pmesh.config import Routing
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.workload import AnswerLength, Remembered, work_s
-from p2pmesh.query import AUTO, Lead, Query, Search
+from p2pmesh.query import AUTO, Lead, Query, Resume, Search
 from p2pmesh.record import GENERAL, NOBODY, Capability, ModelInfo, PeerId, Skill, unit
 
 _CROWD = 2.0
@@ -214,6 +214,8 @@ def why_not(query: Query, its: Capability, model: ModelInfo, config: Routing) ->
     if query.zone not in its.zones:
         return Reason.NO_ROUTE
     if query.model not in (AUTO, model.name):
+        return Reason.MODEL_NOT_FOUND
+    if query.accepted and query.resume is Resume.SAME_MODEL and query.accepted.digest != model.digest:
         return Reason.MODEL_NOT_FOUND
     if model.slots == 0:
         return Reason.ENGINE_FAILED

@@ -18,6 +18,7 @@ import click
 
 from p2pmesh.config import Config, Membership, Relay
 from p2pmesh.protocol.flight import Phase
+from p2pmesh.query import Resume
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.sim.faults import Faults
 from p2pmesh.sim.judge import CONVERGE_S, Asking, Violation
@@ -34,6 +35,7 @@ _MEET_S = 3.0
 _CANCELLED = 0.2
 """Share of the queries whose asker goes away."""
 _BUDGETS_S = (2.0, 6.0, 15.0)
+_RESUMES = (Resume.ANY, Resume.NEVER, Resume.ANY, Resume.SAME_MODEL, Resume.ANY)
 _FREED_S = 0.5
 """Seconds in which a cancel has freed every slot, in peace."""
 _RESCUED_S = 5.0
@@ -112,7 +114,7 @@ def chaos(setting: Setting, seed: int, story: Story | None = None) -> Outcome:
 
 
 def _specs(count: int, rng: Random) -> list[Spec]:
-    """Draw the peers: a third is general, a third may see the zone, some have no model."""
+    """Draw the peers: a third is general, a third may see the zone, some no model, the others one of two."""
     specs = [Spec(model=_SLOW_MODEL, slots=1, decode_tps=20.0)]
     for number in range(1, count):
         specs.append(
@@ -122,6 +124,7 @@ def _specs(count: int, rng: Random) -> list[Spec]:
                 slots=rng.randint(1, 4),
                 model="" if number % 7 == 6 else "sim-model",
                 zones=(GENERAL, ZONE) if number % 3 == 1 else (GENERAL,),
+                digest=f"{number % 2}" * 64,
             )
         )
     return specs
@@ -165,6 +168,7 @@ def _ask(world: World, rng: Random, ident: PeerId) -> Asking:
         tokens=rng.randint(1, 80),
         budget_s=rng.choice(_BUDGETS_S),
         zone=ZONE if rng.random() < 0.2 else GENERAL,
+        resume=_RESUMES[len(world.judge.askings) % len(_RESUMES)],
     )
 
 

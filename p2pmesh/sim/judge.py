@@ -27,7 +27,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume
 from p2pmesh.record import CONVERSATIONS_MAX, PeerId
 
 _GRACE_S = 0.001
@@ -136,8 +136,13 @@ class Judge:
             if asking.query.origin == ident and asking.over_at is None:
                 asking.orphaned = True
 
-    def generating(self, ident: PeerId, query: Query) -> None:
-        """A model starts on it."""
+    def generating(self, ident: PeerId, query: Query, digest: str) -> None:
+        """A model starts on it, or goes on with it, by its asker's leave."""
+        asking = self.askings.get(query.id)
+        if asking is not None and query.accepted is not None:
+            resume, another = asking.query.resume, query.accepted.digest != digest
+            if resume is Resume.NEVER or (resume is Resume.SAME_MODEL and another):
+                raise Violation(f"{ident} goes on with {query.id}, and was to do so: {resume.value}")
         key = (query.id, query.attempt)
         if key in self._generated[ident]:
             raise Violation(f"{ident} generates attempt {query.attempt} of {query.id} twice")

@@ -14,7 +14,7 @@ from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.messages import Status
 from p2pmesh.protocol.routing import Decision
-from p2pmesh.query import Query, QueryId
+from p2pmesh.query import Query, QueryId, Resume
 from p2pmesh.record import GENERAL, PeerId, Version
 
 
@@ -246,6 +246,16 @@ def _no_verdict(machine: Machine) -> None:
 def _no_digests(machine: Machine) -> None:
     """what an announcement missed is never repaired"""
     _replace(machine.gossip, on_digest=_nothing)
+
+
+@_mutant("always-resumed")
+def _always_resumed(machine: Machine) -> None:
+    """an answer goes on wherever it can, whatever its asker said"""
+
+    def leave(flight: Flight, *_: object) -> None:
+        flight.query = replace(flight.query, resume=Resume.ANY)
+
+    _before(machine.relay, "_again", leave)
 
 
 # -- zones and tables -------------------------------------------------------------------------------------

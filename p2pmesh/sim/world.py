@@ -20,7 +20,7 @@ import numpy as np
 from p2pmesh.config import Config
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
-from p2pmesh.query import Message, Options, Query, QueryId, Usage
+from p2pmesh.query import Message, Options, Query, QueryId, Resume, Usage
 from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, Vector, quantise
 from p2pmesh.sim.engine import BatchEngine, PrefixCache
 from p2pmesh.sim.judge import Asking, Judge
@@ -285,6 +285,7 @@ class World:
         zone: str = GENERAL,
         answer: int = 0,
         messages: tuple[Message, ...] = (),
+        resume: Resume = Resume.ANY,
     ) -> Asking:
         """Ask something about `topic` (None: nothing in particular) at a peer, now, for `tokens` at most; it
         will be answered in `answer` tokens (0: in all of them), which nobody knows. Or ask `messages`, the
@@ -294,7 +295,9 @@ class World:
         text = "hello" if topic is None else f"topic {topic}"
         options = Options(max_tokens=tokens)
         asked = messages or (Message("user", text),)
-        query = Query(query_id, ident, asked, options, model=model, zone=zone, budget_s=budget_s)
+        query = Query(
+            query_id, ident, asked, options, model=model, zone=zone, budget_s=budget_s, resume=resume
+        )
         self._answers[query_id] = min(answer or tokens, tokens)
         asking = self.judge.asked(query, self.now)
         self.happen(ident, e.Asked(query))
@@ -370,7 +373,7 @@ class World:
                 query_id, vector = effect.query_id, self._embed(effect.text)
                 self.later(_EMBED_S, lambda: self.happen(ident, e.Embedded(query_id, vector)))
             case e.Generate():
-                self.judge.generating(ident, effect.query)
+                self.judge.generating(ident, effect.query, self.nodes[ident].spec.digest)
                 self._generate(ident, node, effect.query)
             case e.Abort():
                 self._abort(ident, node, (effect.query_id, effect.attempt))

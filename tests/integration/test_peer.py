@@ -28,7 +28,7 @@ from p2pmesh import (
     SkillConfig,
     open_peer,
 )
-from p2pmesh.config import Engine, Http, Limits, Net
+from p2pmesh.config import Engine, Http, Limits, Net, Relay
 from p2pmesh.errors import EngineError, ListenError, StateLocked
 from p2pmesh.net.host import Host, LinkDown, LinkUp, Priority, open_host
 from p2pmesh.net.identity import Identity
@@ -291,6 +291,35 @@ async def test_when_the_answering_model_is_killed_another_peer_goes_on():
             await answer.whole()
         assert answer.text == f"echo: {words}"
         assert answer.path[-1].name == ("b" if first is a else "a")
+        assert [hop.name for hop in answer.resumed] == [answer.path[-1].name]
+
+
+@pytest.mark.parametrize("resume", [None, "any"])
+async def test_whose_peer_wants_no_other_writer_gets_an_error_unless_it_asks_for_one(resume: str | None):
+    words = " ".join(map(str, range(60)))
+    slow = (server(name, tokens_per_s=40.0) for name in "ab")
+    async with (
+        cluster(replace(ASKER, relay=Relay(resume="never")), *slow) as (asker, a, b),
+        asker.stream(words, resume=resume) as answer,
+    ):
+        async for _ in answer:
+            break
+        first = a if busy(a) else b
+        (pid,) = (row["pid"] for row in first.status()["engines"] if row["name"] == "echo")
+        os.kill(pid, signal.SIGKILL)
+        if resume is not None:
+            assert (await answer.whole()).text == f"echo: {words}"
+            return
+        with pytest.raises(AnswerInterrupted) as caught:
+            await answer.whole()
+        assert caught.value.partial == answer.text
+        assert f"echo: {words}".startswith(answer.text)
+
+
+async def test_an_unknown_way_to_resume_is_refused_before_anything_is_asked():
+    async with cluster(server()) as (peer,):
+        with pytest.raises(ValueError, match="sometimes"):
+            await peer.ask("x", resume="sometimes")
 
 
 async def test_a_killed_embedder_costs_no_answer():

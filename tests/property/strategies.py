@@ -18,6 +18,7 @@ from p2pmesh.query import (
     Options,
     Query,
     QueryId,
+    Resume,
     Search,
     TokenLogprobs,
     Usage,
@@ -128,6 +129,7 @@ queries = st.builds(
     peers | st.just(PeerId("")),
     st.none() | st.builds(Accepted, tokens, words, counts, words),
     st.none() | searches,
+    st.sampled_from(Resume),
 )
 records = st.builds(
     signed,

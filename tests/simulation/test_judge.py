@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from operator import attrgetter
 
 import pytest
@@ -12,7 +13,7 @@ from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import machine
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Resume, Usage
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.sim.judge import SEARCH_EVERY, TICKS_MAX, Judge, Violation
 from p2pmesh.sim.world import Spec, World
@@ -108,13 +109,31 @@ def test_an_answer_that_was_not_generated_fails(judge: Judge) -> None:
 
 
 def test_generating_one_attempt_twice_fails_at_one_peer_only(judge: Judge) -> None:
-    judge.generating(A, Q)
-    judge.generating(B, Q)
-    judge.generating(A, Query(Q.id, ME, Q.messages, attempt=1))
+    judge.generating(A, Q, "d")
+    judge.generating(B, Q, "d")
+    judge.generating(A, Query(Q.id, ME, Q.messages, attempt=1), "d")
     with pytest.raises(Violation, match=r"generates attempt 0 of .* twice"):
-        judge.generating(A, Q)
+        judge.generating(A, Q, "d")
     judge.started(A, (GENERAL,))  # it remembers nothing
-    judge.generating(A, Q)
+    judge.generating(A, Q, "d")
+
+
+@pytest.mark.parametrize(
+    ("resume", "fails"),
+    [(Resume.ANY, ()), (Resume.SAME_MODEL, ("another",)), (Resume.NEVER, ("d", "another"))],
+)
+def test_who_goes_on_against_the_asker_s_will_fails(resume: Resume, fails: tuple[str, ...]) -> None:
+    judge = Judge(Config())
+    judge.started(A, (GENERAL,))
+    judge.asked(replace(Q, resume=resume), 0.0)
+    judge.generating(A, Q, "another")  # nothing was written yet
+    for attempt, digest in enumerate(("d", "another"), 1):
+        later = replace(Q, attempt=attempt, accepted=Accepted((0,), "0 ", 1, "d"))
+        if digest in fails:
+            with pytest.raises(Violation, match=f"was to do so: {resume.value}"):
+                judge.generating(A, later, digest)
+        else:
+            judge.generating(A, later, digest)
 
 
 def test_a_piece_of_an_attempt_that_is_over_fails(judge: Judge) -> None:

@@ -38,6 +38,25 @@ async def test_an_answer_that_is_not_read_is_kept():
     assert await answer.whole() is answer
 
 
+async def test_it_names_who_went_on_with_it():
+    answer = Answer(Q, unrated)
+    for outcome in (Deliver(Q, Placed(PATH[:1], 1.0)), Deliver(Q, Placed(PATH, 1.0)), piece(0, "a")):
+        answer.put(outcome)  # the first to have it handed it over: nobody was lost
+    assert answer.resumed == ()
+    for outcome in (Deliver(Q, Placed(PATH[:1], 1.0)), Deliver(Q, Chunk(Q, 1, 1, (1,), "b"))):
+        answer.put(outcome)
+    for outcome in (Deliver(Q, Placed(PATH, 1.0)), Deliver(Q, Chunk(Q, 3, 2, (2,), "c")), ENDED):
+        answer.put(outcome)
+    assert answer.resumed == (PATH[0], PATH[1])
+
+
+async def test_an_attempt_that_was_lost_before_its_first_piece_is_not_gone_on_with():
+    answer = Answer(Q, unrated)
+    answer.put(Deliver(Q, Placed(PATH, 1.0)))
+    answer.put(Deliver(Q, Chunk(Q, 1, 0, (0,), "a")))
+    assert answer.resumed == ()
+
+
 async def test_a_reader_is_woken_by_each_piece(autojump_clock: trio.testing.MockClock):
     answer, read = Answer(Q, unrated), []
 

@@ -184,7 +184,7 @@ def test_a_vector_that_is_no_direction_is_garbage(vector: object) -> None:
 )
 def test_what_are_no_token_ids_is_garbage(tokens: object) -> None:
     packed = list(msgpack.unpackb(CODEC.encode(m.Forward(query(accepted=Accepted((1,), "x", 1))))))
-    packed[1][-2][0] = tokens
+    packed[1][-3][0] = tokens
     with pytest.raises(RemoteProtocolError, match="token id"):
         CODEC.decode(frame(*packed))
 

@@ -191,6 +191,7 @@ def test_every_shape_of_a_message_is_a_text():
         ({"frequency_penalty": 2.1}, "frequency_penalty", "invalid_request"),
         ({"presence_penalty": -2.1}, "presence_penalty", "invalid_request"),
         ({"presence_penalty": "much"}, "presence_penalty", "invalid_request"),
+        ({"resume": "sometimes"}, "resume", "invalid_request"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_request"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_request"),
         ({"logit_bias": {"\u0663": 1}}, "logit_bias", "invalid_request"),

@@ -10,7 +10,7 @@ from p2pmesh.config import Config, Limits, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, TokenLogprobs, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, Resume, TokenLogprobs, Usage
 from p2pmesh.record import Capability, PeerId
 from p2pmesh.sim.world import World
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
@@ -282,6 +282,37 @@ def test_where_nobody_can_go_on_the_asker_hears_why_the_answer_stopped() -> None
     bench.ask()
     bench.say(A, chunk(0))
     assert failed(bench.handle(e.Disconnected(A))).reason is Reason.PEER_LOST
+
+
+def test_who_wants_no_other_writer_gets_what_there_is_and_why_there_is_no_more() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask(query(origin=ME, resume=Resume.NEVER)))
+    bench.say(first, m.Accept(ID, 0, True, 1.0, (), "d1"))
+    bench.say(first, chunk(0))
+    effects = bench.handle(e.Disconnected(first))
+    assert failed(effects).reason is Reason.PEER_LOST
+    assert not sent(effects, m.Forward)
+
+
+def test_who_wants_no_other_writer_is_served_by_another_before_anything_is_written() -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask(query(origin=ME, resume=Resume.NEVER)))
+    second, _ = forwarded(bench.handle(e.Disconnected(first)))
+    assert second != first
+
+
+@pytest.mark.parametrize(("digest", "goes_on"), [(MODEL.digest, True), ("another", False)])
+def test_who_wants_the_same_model_goes_on_with_no_other(digest: str, goes_on: bool) -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask(query(origin=ME, resume=Resume.SAME_MODEL)))
+    bench.say(first, m.Accept(ID, 0, True, 1.0, (), digest))
+    bench.say(first, chunk(0))
+    effects = bench.handle(e.Disconnected(first))
+    if goes_on:
+        second, forward = forwarded(effects)
+        assert (second != first, forward.query.resume) == (True, Resume.SAME_MODEL)
+    else:
+        assert failed(effects).reason is Reason.PEER_LOST
 
 
 def test_an_answer_too_long_to_travel_is_not_gone_on_with() -> None:
