@@ -112,13 +112,19 @@ class Central:
         running: dict[QueryId, tuple[int, int, int]] = {}
         outcomes = []
         wakes: list[tuple[float, int]] = []
+        due: dict[int, float] = {}
+        """When each peer is to be woken: what was put off is left in the heap, and is not."""
         while waiting or wakes:
             if waiting and (not wakes or waiting[0][0] <= wakes[0][0]):
                 self.now, number = heapq.heappop(waiting)
                 peer = self._place(arrivals[number], number, policy)
                 running[_query_id(number)] = (number, peer, 0)
             else:
-                self.now, peer = heapq.heappop(wakes)
+                at, peer = heapq.heappop(wakes)
+                if due.get(peer) != at:
+                    continue
+                del due[peer]
+                self.now = at
                 for query_id in self._engines[peer].reach(self.now):
                     number, _, written = running[query_id]
                     arrival = arrivals[number]
@@ -139,7 +145,8 @@ class Central:
                 self._await_next(peer, effect.query.id, arrivals[running[effect.query.id][0]], 0)
             self._out.clear()
             following = self._engines[peer].next()
-            if following is not None:
+            if following is not None and due.get(peer) != following[0]:
+                due[peer] = following[0]
                 heapq.heappush(wakes, (following[0], peer))
         return outcomes
 
