@@ -57,8 +57,8 @@ class Limits:
     """Most signed records in one frame, so that one stays under `frame_bytes_max`."""
     digest_max: int = 1_024
     """Most lines in one digest: the record cache."""
-    record_bytes_max: int = 7_000
-    """Longest signed record, in bytes: 16 skills of 384 bytes and their names."""
+    record_bytes_max: int = 7_700
+    """Longest signed record, in bytes: 16 skills of 384 bytes and their names, and 8 GPUs."""
     skills_max: int = 16
     """Most skills of one peer."""
     models_max: int = 16

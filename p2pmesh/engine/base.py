@@ -152,7 +152,7 @@ class Failed:
     reason: Reason
     detail: Detail = ""
     tokens: int | None = None
-    """Length of the prompt, where that was the reason: exact, or of one of a megabyte the least it can be."""
+    """Exact length of the prompt, where that was the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +233,10 @@ def complaint(request: Generate) -> str:
     options = request.options
     if not request.messages:
         return "a conversation needs at least one message"
+    # To cut a megabyte into tokens takes a second, in which nobody's answer goes on.
+    size = sum(len(m.content.encode("utf-8", "surrogatepass")) for m in request.messages)
+    if size > LIMITS.prompt_bytes_max:
+        return f"the messages have {size} bytes, at most {LIMITS.prompt_bytes_max} fit"
     role = next((m.role for m in request.messages if m.role not in ROLES), None)
     if role is not None:
         return f"unknown role {role[:32]!r}; known are {', '.join(ROLES)}"
@@ -271,7 +275,7 @@ def refused(job: str, jobs_max: int) -> Failed:
     return Failed(job, Reason.OVERLOADED, f"{jobs_max} jobs are running or waiting")
 
 
-def overlong(prompt_tokens: int, context_tokens: int, job: str, about: str = "") -> Failed:
-    """Return the failure of a prompt that leaves no room for an answer. `about`: "at least ", uncounted."""
-    detail = f"the prompt is {about}{prompt_tokens} tokens, the context {context_tokens}"
+def overlong(prompt_tokens: int, context_tokens: int, job: str) -> Failed:
+    """Return the failure of a prompt that leaves no room for an answer."""
+    detail = f"the prompt is {prompt_tokens} tokens, the context {context_tokens}"
     return Failed(job, Reason.TOO_LONG, detail, prompt_tokens)

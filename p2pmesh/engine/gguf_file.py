@@ -1,13 +1,15 @@
-"""Is this file a whole GGUF? Answered from its head, in milliseconds, whatever is in it.
+"""Is this file a whole GGUF? Answered from its head, in a second at most, whatever is in it.
 
 Reads with bounds of its own and trusts no count in the file: the gguf package hangs on a file of 43 bytes,
-and llama.cpp's message for a cut file is a page. A file that passes may still be refused by llama.cpp.
+and llama.cpp's message for a cut file is a page. It maps nothing, for who reads what somebody cuts off a
+mapped file is killed, and this runs in the peer, too. A file that passes may still be refused by llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +19,17 @@ from p2pmesh.errors import ModelLoadError
 KEYS_MAX = 4_096
 """Most metadata keys. Files in use have some 50."""
 TENSORS_MAX = 65_536
-ITEMS_MAX = 2_000_000
+ITEMS_MAX = 1_000_000
 """Most strings in all arrays: a vocabulary, and how its pieces are merged. The largest in use have 262 000
-each."""
+and twice as many."""
 DEPTH_MAX = 4
 """Deepest array of arrays."""
 TEXT_BYTES_MAX = 65_536
 """Longest text that is kept of the metadata, a chat template; longer ones are passed over."""
 KEY_BYTES_MAX = 256
 """What is kept of the name of an entry. The longest in use have some 60 bytes."""
+_WINDOW_BYTES = 1 << 20
+"""What is read of the head at a time."""
 KEPT_BYTES_MAX = 1 << 20
 """Most bytes of texts that are kept in all."""
 _FORMATS = {
@@ -34,6 +38,7 @@ _FORMATS = {
     32: "BF16",
 }  # fmt: skip
 _HALF_BYTES = 2
+_LENGTH = struct.Struct("<Q").unpack_from
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -90,13 +95,18 @@ def check(path: Path) -> Header:
     Raises `ModelLoadError`, with one line, when the file is missing, not a GGUF, damaged or cut.
     """
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-            if magic != b"GGUF":
+        # A pipe of that name would be waited for, until somebody writes to it.
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            told = os.fstat(file)
+            if not stat.S_ISREG(told.st_mode):
+                raise ModelLoadError(f"{path} cannot be read: it is no regular file")
+            if os.pread(file, 4, 0) != b"GGUF":
                 raise ModelLoadError(f"{path.name} is not a GGUF file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _Head(data).read()
-                size = len(data)
+            size = told.st_size
+            header = _Head(file, size).read()
+        finally:
+            os.close(file)
     except FileNotFoundError:
         raise ModelLoadError(f"there is no file {path}") from None
     except OSError as error:
@@ -115,8 +125,10 @@ class _Damaged(Exception):
 class _Head:
     """A cursor over the head of a file."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 4
+    def __init__(self, file: int, size: int) -> None:
+        self._file, self._size, self._at = file, size, 4
+        self._window, self._begin = b"", 0
+        """What was read last, and where in the file it begins."""
         self._items = self._weights = 0
 
     def read(self) -> Header:
@@ -174,24 +186,47 @@ class _Head:
             self._items += count
             if self._items > ITEMS_MAX:
                 raise _Damaged(f"arrays of {self._items} items")
+            if inner == _STRING:
+                self._skip_strings(count)
+                return
             for _ in range(count):
                 self._skip(inner, depth + 1)
         else:
             raise _Damaged(f"a value of the unknown type {kind}")
 
+    def _skip_strings(self, count: int) -> None:
+        """Pass over a vocabulary: what takes most of the time."""
+        for _ in range(count):
+            start = self._at - self._begin
+            if not 0 <= start <= len(self._window) - 8:
+                start = self._look(8)
+            self._at += 8 + _LENGTH(self._window, start)[0]
+            if self._at > self._size:
+                raise _Damaged("it ends within its head")
+
     def _string(self, keep: int = 0) -> bytes:
         """Return the first `keep` bytes of a string, and stand behind it."""
         (length,) = self._unpack("<Q")
-        start = self._at
+        kept = min(length, keep)
+        start = self._look(kept)
         self._advance(length)
-        return self._data[start : min(self._at, start + keep)]
+        return self._window[start : start + kept]
 
     def _unpack(self, layout: str) -> tuple[int, ...]:
-        start = self._at
-        self._advance(struct.calcsize(layout))
-        return struct.unpack_from(layout, self._data, start)
+        size = struct.calcsize(layout)
+        start = self._look(size)
+        self._at += size
+        return struct.unpack_from(layout, self._window, start)
+
+    def _look(self, count: int) -> int:
+        """Return where in the window the next `count` bytes are."""
+        if not self._begin <= self._at <= self._begin + len(self._window) - count:
+            self._window, self._begin = os.pread(self._file, _WINDOW_BYTES, self._at), self._at
+            if len(self._window) < count:
+                raise _Damaged("it ends within its head")
+        return self._at - self._begin
 
     def _advance(self, count: int) -> None:
-        if count > len(self._data) - self._at:
+        if count > self._size - self._at:
             raise _Damaged("it ends within its head")
         self._at += count

@@ -39,8 +39,6 @@ from p2pmesh.engine.template import Template
 from p2pmesh.errors import EngineError, Reason
 from p2pmesh.query import LOGPROBS_BYTES_MAX, Message, TokenLogprobs, Usage
 
-PIECE_BYTES_MAX = 256
-"""No token spells more bytes than this: 81 in SmolLM2's vocabulary, 128 spaces in others."""
 REPLAY_S = 1.0
 """Seconds that it may take to read an answer that goes on one token at a time, as it was written: rows that
 are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
@@ -121,10 +119,6 @@ class Schedule:
             return [Failed(request.job, Reason.BAD_REQUEST, wrong)]
         if len(self._waiting) + len(self._running) >= self._load.jobs_max:
             return [refused(request.job, self._load.jobs_max)]
-        # To cut a megabyte into tokens takes a second, in which nobody's answer goes on.
-        least = sum(len(m.content.encode("utf-8", "replace")) for m in request.messages) // PIECE_BYTES_MAX
-        if least >= self._context_tokens:
-            return [overlong(least, self._context_tokens, request.job, "at least ")]
         prompt = np.array(self.prompt_tokens(request.messages), np.int32)
         if len(prompt) >= self._context_tokens:
             return [overlong(len(prompt), self._context_tokens, request.job)]

@@ -190,8 +190,9 @@ def _record_schema(limits: Limits) -> f.Field:
     skill = f.struct(Skill, name, f.maybe(f.vector(limits.dimensions_max)), share, count, name)
     model = f.struct(ModelInfo, name, f.text(64), count, rate, rate, count, f.integer(0, CONVERSATIONS_MAX))
     size = f.integer(0, VERSION_MAX)
-    capability = f.struct(
+    capability = f.growing(
         Capability,
+        4,
         name,
         f.many(skill, limits.skills_max),
         f.many(model, limits.models_max),
@@ -245,8 +246,9 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
     addresses = f.many(f.text(256), LEAD_ADDRESSES_MAX)
     work = f.maybe(f.seconds())
     lead = f.struct(Lead, peer, f.number(-1.0, 1.0), f.boolean(), addresses, work, f.number(0.0, 1.0))
-    query = f.struct(
+    query = f.growing(
         Query,
+        17,
         f.query_id(),
         peer,
         f.many(f.struct(Message, name, f.text(limits.prompt_bytes_max)), limits.messages_max),

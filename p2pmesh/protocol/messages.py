@@ -172,7 +172,7 @@ class Refuse:
     detail: str = ""
     retry_after_s: float = 0.0
     prompt_tokens: int = 0
-    """Length of the prompt, where an engine told it; else 0."""
+    """Exact length of the prompt, where an engine told it; else 0."""
     dead: tuple[PeerId, ...] = ()
     """Peers found dead on the way."""
     best: PeerId = NOBODY

@@ -16,7 +16,7 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.experience import Report, Row
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Message, Options, TokenLogprobs, Usage
-from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Skill, Version
+from p2pmesh.record import Capability, Device, Load, PeerId, PeerRecord, Skill, Version
 from p2pmesh.sim.world import World
 from tests.machines import MODEL, A, B, query, signed
 
@@ -184,7 +184,7 @@ def test_a_vector_that_is_no_direction_is_garbage(vector: object) -> None:
 )
 def test_what_are_no_token_ids_is_garbage(tokens: object) -> None:
     packed = list(msgpack.unpackb(CODEC.encode(m.Forward(query(accepted=Accepted((1,), "x", 1))))))
-    packed[1][-3][0] = tokens
+    packed[1][-2][0] = tokens
     with pytest.raises(RemoteProtocolError, match="token id"):
         CODEC.decode(frame(*packed))
 
@@ -220,6 +220,21 @@ def test_a_model_that_keeps_too_many_conversations_is_not_described() -> None:
         else:
             with pytest.raises(LocalProtocolError, match="prefixes"):
                 CODEC.encode_record(record)
+
+
+def test_gpus_leave_the_room_that_skills_have() -> None:
+    skills = tuple(Skill(f"skill {i:7}", np.ones(384, np.int8)) for i in range(16))
+    able = replace(ABLE, skills=skills, devices=(Device("x" * 64, 2**62, 2**62),) * 8)
+    record = PeerRecord(A, V, "a name", ("/ip4/192.168.100.100/tcp/44444",) * 3, able)
+    assert CODEC.decode_record(CODEC.encode_record(record)) == record
+
+
+def test_what_was_added_since_does_not_travel_where_it_says_nothing() -> None:
+    """Peers of the version before can read it then."""
+    [_, _, _, _, able] = msgpack.unpackb(CODEC.encode_record(PeerRecord(A, V, "", (), ABLE)))
+    assert len(able) == 4
+    packed = msgpack.unpackb(CODEC.encode(m.Forward(query())))
+    assert len(packed[1]) == 17
 
 
 def test_garbage_is_named_by_its_field() -> None:
