@@ -63,7 +63,7 @@ from benchmarks.arms import Answer, Arm, Ours
 from benchmarks.figures import Row, Value, gaps, mean, median, median_ratio, over, percentile, rounded, table
 from benchmarks.prompts import Conversation, Prompts
 from p2pmesh import config
-from p2pmesh.engine import catalog, tune
+from p2pmesh.engine import catalog
 
 TOKENS_MAX = 1_024
 CONCURRENCY_MAX = 64
@@ -181,7 +181,7 @@ async def measure(options: argparse.Namespace, tell: Tell) -> dict[str, object]:
     prompts = Prompts()
     given = options.model or (catalog.DEFAULT if options.tuned else None)
     async with processes.workplace(given) as (model, folder), AsyncExitStack() as stack:
-        kept = tune.tune(str(model), tell) if options.tuned else None
+        kept = await processes.tuned(model, tell) if options.tuned else None
         ours = await stack.enter_async_context(arms.open_ours(model, options.slots))
         llama = await stack.enter_async_context(arms.open_llama(model, folder))
         server = await stack.enter_async_context(arms.open_server(model, folder, options.tokens))
@@ -206,7 +206,7 @@ async def measure(options: argparse.Namespace, tell: Tell) -> dict[str, object]:
             **_side(stalls, "itl_p99_ratio", "itl_p99_beside_ms", "itl_p99_alone_ms"),
             **_side(lags, "lag_p99_ratio", "lag_p99_busy_ms", "lag_p99_idle_ms"),
             "model": model.name,
-            "tuned": f"{kept.kept or 'the original'}: {kept.why}" if kept else None,
+            "tuned": kept,
             "asked_tokens": options.tokens,
             "threads": arms.THREADS,
             "cores": os.cpu_count(),

@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,11 +111,10 @@ async def open_child(role: str, options: dict[str, Any], folder: Path) -> AsyncI
 @asynccontextmanager
 async def workplace(model: str | None) -> AsyncIterator[tuple[Path, Path]]:
     """Give the model's file and a folder, which is gone afterwards. None: a Q8_0 copy of the embedded one."""
-    with tempfile.TemporaryDirectory(prefix="p2pmesh-benchmark-") as name:
+    with tempfile.TemporaryDirectory(prefix="p2pmesh-benchmark-") as name, ExitStack() as stack:
         folder = Path(name)
         source = catalog.find(model or catalog.DEFAULT).resolve()
-        # A copy that this user keeps of it must not take its place.
-        os.environ["XDG_CACHE_HOME"] = name
+        stack.enter_context(_cache(name))
         if model is not None:
             yield source, folder
             return
@@ -127,6 +126,41 @@ async def workplace(model: str | None) -> AsyncIterator[tuple[Path, Path]]:
         if done.returncode:
             raise BenchmarkError(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1])
         yield target, folder
+
+
+@contextmanager
+def _cache(folder: str) -> Iterator[None]:
+    """Let caches be in a folder of ours: a copy that this user keeps must not take a model's place."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
+async def tuned(model: Path, tell: Callable[[str], None]) -> str:
+    """Let `p2pmesh tune` make its copy of a model, and return what it says of it."""
+    tell(f"tuning {model.name}, which takes a minute or two")
+    program = [sys.executable, "-m", "p2pmesh", "tune", str(model)]
+
+    async def end(process: trio.Process) -> None:
+        os.killpg(process.pid, signal.SIGKILL)  # it works in a child of its own
+
+    done = await trio.run_process(
+        program,
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        start_new_session=True,
+        deliver_cancel=end,
+    )
+    if done.returncode:
+        raise BenchmarkError(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1])
+    return done.stdout.decode("utf-8", "replace").strip().splitlines()[-1]
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:

@@ -115,6 +115,8 @@ class Device:
     """What its driver calls it."""
     free_bytes: int
     total_bytes: int
+    shared: bool = False
+    """Whether its memory is the CPU's."""
 
 
 @dataclass(frozen=True)

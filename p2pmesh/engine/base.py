@@ -30,7 +30,10 @@ ROLES = ("system", "user", "assistant")
 JobId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 """Names one job of one engine; unique while the job lives."""
 Detail = Annotated[str, msgspec.Meta(max_length=DETAIL_CHARS_MAX)]
-Tokens = Annotated[tuple[int, ...], msgspec.Meta(max_length=LIMITS.max_tokens_max + 1)]
+TOKENS_MAX = 1_024
+"""Most tokens of one piece of an answer: what a chunk on the wire has room for."""
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Tokens = Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=TOKENS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
@@ -151,7 +154,7 @@ class Failed:
     job: JobId
     reason: Reason
     detail: Detail = ""
-    tokens: int | None = None
+    tokens: TokenId | None = None
     """Exact length of the prompt, where that was the reason."""
 
 

@@ -39,13 +39,17 @@ EMBED_TOKENS_MAX = 512
 """Most tokens of one batch of texts. One batch is one physical batch, as attention to both sides needs."""
 
 Tokens = NDArray[np.int32]
-_LOG_WARN = 3
+_LOG_WARN, _LOG_ERROR = 3, 4
+_complaint = ""  # llama.cpp's last one
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data."""
 
 
 def _log(level: int, text: bytes, _: object) -> None:
     """Print warnings when asked to. The package's own callback fails on bytes that are not UTF-8."""
+    global _complaint  # as its callback is
+    if level == _LOG_ERROR:
+        _complaint = text.decode("utf-8", "replace").strip()
     if level >= _LOG_WARN and "P2PMESH_ENGINE_LOG" in os.environ:
         sys.stderr.write(text.decode("utf-8", "replace"))
 
@@ -395,15 +399,13 @@ class Context:
 
 
 def quantise(source: str, target: str, name: str) -> None:
-    """Write a copy of a model file in the format "q8_0" or "q4_0". Raises `ModelLoadError`, and leaves what
-    was written to be thrown away."""
+    """Write a copy of a model file as "q8_0" or "q4_0". Raises `ModelLoadError`; a part of it may be left."""
     params = llama.llama_model_quantize_default_params()
     params.ftype = {"q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0}[name]
     params.allow_requantize, params.nthread = True, 1
     if llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params)):
-        raise ModelLoadError(
-            f"llama.cpp cannot write {os.path.basename(source)} as {name}: is the disk full?"
-        )
+        why = "is the disk full?" if "iostream" in _complaint else _complaint
+        raise ModelLoadError(f"llama.cpp cannot write {os.path.basename(source)} as {name}: {why}")
 
 
 def _bytes_at(array: NDArray[np.uint8]) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 
 from p2pmesh.record import DEVICE_BYTES_MAX, DEVICES_MAX, Device
 
-_GPUS = (1, 2)
-"""Of ggml_backend_dev_type: a GPU of its own, and one that shares the CPU's memory."""
+_GPU, _SHARED_GPU = 1, 2
+"""Of ggml_backend_dev_type: with memory of its own, and with the CPU's."""
 
 
 def gpus(library: Any) -> tuple[Device, ...]:
@@ -23,6 +23,18 @@ def gpus(library: Any) -> tuple[Device, ...]:
         return tuple(_gpus(library))[:DEVICES_MAX]
     except AttributeError:  # a build whose parts are hidden in one another
         return ()
+
+
+def offloads(library: Any) -> bool:
+    """Return whether this build can use a GPU, were there one."""
+    return bool(library.llama_supports_gpu_offload())
+
+
+def room_bytes(devices: tuple[Device, ...], layers: int, all_layers: int, weights_bytes: int) -> int:
+    """Return how much of a model's weights GPUs take off the CPU's memory: those of `layers` layers (-1: all)
+    of `all_layers` and the output, as far as there is room."""
+    share = 1.0 if layers < 0 else min(1.0, layers / (all_layers + 1))
+    return min(round(share * weights_bytes), sum(d.free_bytes for d in devices if not d.shared))
 
 
 def _gpus(library: Any) -> Iterator[Device]:
@@ -41,8 +53,8 @@ def _gpus(library: Any) -> Iterator[Device]:
     memory.restype = None
     for at in range(count()):
         device = get(at)
-        if kind(device) in _GPUS:
+        if kind(device) in (_GPU, _SHARED_GPU):
             free, total = size(), size()
             memory(device, ctypes.byref(free), ctypes.byref(total))
             name = (describe(device) or b"")[:DEVICE_BYTES_MAX].decode("utf-8", "ignore")
-            yield Device(name, free.value, total.value)
+            yield Device(name, free.value, total.value, kind(device) == _SHARED_GPU)

@@ -35,11 +35,14 @@ from p2pmesh.engine.base import (
 )
 from p2pmesh.errors import EngineError
 from p2pmesh.query import LOGPROB_MIN, LOGPROBS_BYTES_MAX, SPELLED_BYTES_MAX
-from p2pmesh.record import DEVICE_BYTES_MAX, VERSION_MAX
+from p2pmesh.record import CONVERSATIONS_MAX, DEVICE_BYTES_MAX, VERSION_MAX
 
 FRAME_BYTES_MAX = 1 << 20
 """Longest frame. Room for the longest prompt with every byte escaped, and for 64 vectors of 1 024."""
 _HEAD = 4
+_COUNT_MAX = 2**31 - 1
+_SPEED_MAX = 1e9
+"""As `protocol.codec` has them: a child must not make its peer say what others take for garbage."""
 _DIGEST = re.compile("(?:[0-9a-f]{64})?")
 """A SHA-256 in hex, or nothing, where there is no file."""
 
@@ -137,8 +140,15 @@ class _Reader(Generic[T]):
             value = _rows(value)
         elif isinstance(value, Ready):
             _check_ready(value)
-        elif isinstance(value, Generated) and value.logprobs:
-            _check_logprobs(value)
+        elif isinstance(value, Generated):
+            if len(value.text.encode()) > LIMITS.chunk_bytes_max:
+                raise EngineError(f"a piece of an answer longer than {LIMITS.chunk_bytes_max} bytes")
+            if value.logprobs:
+                _check_logprobs(value)
+        elif isinstance(value, Finished):
+            usage = (value.usage.prompt_tokens, value.usage.completion_tokens)
+            if not 0 <= min(usage) <= max(usage) <= _COUNT_MAX:
+                raise EngineError("an answer of a number of tokens that cannot be")
         elif isinstance(value, Metrics):
             _check_metrics(value)
         return cast(T, value)
@@ -189,6 +199,11 @@ def _check_ready(ready: Ready) -> None:
     speeds = (info.prefill_tps, info.decode_tps)
     if not all(math.isfinite(s) and s > 0 for s in speeds) or info.context_tokens < 1 or info.slots < 1:
         raise EngineError("a model needs a finite speed, a context and a slot")
+    most = max(info.context_tokens, info.slots)
+    if max(speeds) > _SPEED_MAX or most > _COUNT_MAX or not 0 <= info.prefixes <= CONVERSATIONS_MAX:
+        raise EngineError("a model with figures that no record can carry")
+    if len(ready.space.encode()) > LIMITS.name_bytes_max:
+        raise EngineError(f"an embedding space with a name of more than {LIMITS.name_bytes_max} bytes")
     if not _DIGEST.fullmatch(info.digest):
         raise EngineError("a model's digest is 64 hex digits")
     for device in ready.devices:

@@ -106,13 +106,14 @@ def open_engine(load: Load) -> Engine:
     if load.kind == "llama":
         from p2pmesh.engine.batch import LIBRARY
 
-        gpus = devices.gpus(LIBRARY)
+        size, layers = path.stat().st_size, header.numbers.get("block_count", 0)
+        room = devices.room_bytes(devices.gpus(LIBRARY), load.gpu_layers, layers, size)
         free = memory.available_bytes()
-        if free is not None and load.gpu_layers:
-            free += sum(device.free_bytes for device in gpus)
-        load = replace(load, slots=memory.slots_that_fit(load, header, path.stat().st_size, free))
-        if not gpus:  # a driver of GPUs takes what it likes
-            _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, path.stat().st_size))
+        load = replace(
+            load, slots=memory.slots_that_fit(load, header, size, None if free is None else free + room)
+        )
+        if not devices.offloads(LIBRARY):  # a driver of GPUs takes what it likes
+            _confine(resource.RLIMIT_DATA, memory.limit_bytes(load, header, size))
     try:
         found = digest.sha256_of(path)
         over = digest.sha256_of(Path(load.adapter)) if load.adapter else ""

@@ -61,6 +61,15 @@ class EngineDown:
 OnEvent = Callable[["EngineHandle", base.Event | EngineUp | EngineDown], None]
 
 
+@dataclass
+class _Job:
+    """A job that has not ended."""
+
+    texts: int
+    """How many vectors it ends in; 0: it is an answer."""
+    wanted: bool = True
+
+
 class EngineHandle:
     """One engine, as its peer holds it. Returned by `open_engine`; its methods never block."""
 
@@ -81,8 +90,8 @@ class EngineHandle:
         self.restarts = 0
         """How often it was started again."""
         self._spec, self._config, self._on_event = spec, config, on_event
-        self._jobs: dict[str, bool] = {}
-        """Jobs that have not ended, and whether they are wanted still."""
+        self._jobs: dict[str, _Job] = {}
+        """Jobs that have not ended."""
         self._early: list[base.Generate | base.Embed] = []
         """Jobs that came while it was asleep, until its model is loaded."""
         self._wake = trio.Event()
@@ -115,13 +124,13 @@ class EngineHandle:
         """End a job. No event of it follows. A job that has ended, or never was, is ignored."""
         for refusal in [r for r in self._refusals if r.job == job]:
             self._refusals.remove(refusal)
-        if self._jobs.get(job):
+        if job in self._jobs and self._jobs[job].wanted:
             early = [request for request in self._early if request.job == job]
             if early:
                 self._early.remove(early[0])
                 del self._jobs[job]
             else:
-                self._jobs[job] = False
+                self._jobs[job].wanted = False
                 self._send(base.Abort(job))
 
     async def wait_ready(self) -> None:
@@ -150,7 +159,7 @@ class EngineHandle:
             except EngineError as error:
                 self._refuse(base.Failed(job, Reason.BAD_REQUEST, str(error)[: base.DETAIL_CHARS_MAX]))
             else:
-                self._jobs[job] = True
+                self._jobs[job] = _Job(len(request.texts) if isinstance(request, base.Embed) else 0)
                 if self.state == "ready":
                     self._send(request)
                 else:
@@ -177,13 +186,17 @@ class EngineHandle:
         elif isinstance(event, base.Metrics):
             self.metrics = event
         elif not isinstance(event, base.Alive):
-            wanted = self._jobs.get(event.job)
-            if wanted is None:
+            known = self._jobs.get(event.job)
+            if known is None:
                 raise EngineError(f"it answered a job that does not exist: {event.job!r}")
+            if not isinstance(event, base.Failed):
+                vectors = len(event.vectors) if isinstance(event, base.Embedded) else 0
+                if vectors != known.texts:
+                    raise EngineError(f"it answered a job with what was not asked: {event.job!r}")
             if not isinstance(event, base.Generated):
                 del self._jobs[event.job]
                 self._served = self._served or not isinstance(event, base.Failed)
-            if wanted:
+            if known.wanted:
                 self._on_event(self, event)
 
     def _on_ready(self, ready: base.Ready) -> None:
@@ -209,8 +222,8 @@ class EngineHandle:
 
     def _fail_all(self, detail: str) -> None:
         jobs, self._jobs, self._early = self._jobs, {}, []
-        for job, wanted in jobs.items():
-            if wanted:
+        for job, known in jobs.items():
+            if known.wanted:
                 self._on_event(self, base.Failed(job, Reason.ENGINE_FAILED, detail))
 
     async def _deliver_refusals(self) -> None:

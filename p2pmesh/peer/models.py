@@ -22,7 +22,7 @@ from p2pmesh.errors import ConfigError, EngineError, ModelLoadError
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.protocol import events as e
 from p2pmesh.query import AUTO, Message, Query, QueryId
-from p2pmesh.record import GENERAL, Capability, Skill, Vector, quantise
+from p2pmesh.record import GENERAL, Capability, Device, Skill, Vector, quantise
 
 _log = logging.getLogger("p2pmesh.peer")
 
@@ -42,13 +42,15 @@ class _Served:
 
 
 def threads_each(config: Config, cores: int) -> int:
-    """Return how many threads each model gets, so that all together have no more than there are cores."""
-    wanted, most = config.engine.threads, max(1, cores // max(1, len(config.models)))
-    if wanted > most:
+    """Return how many threads each model gets, so that all together have no more than there are cores beside
+    the embedder's one. Each has one at least, however many there are."""
+    spare = cores - (config.embedder == "auto")
+    wanted, most = config.engine.threads, max(1, spare // max(1, len(config.models)))
+    if wanted > most or len(config.models) > spare:
         _log.warning(
-            "each of %d models gets %d threads, not %d: there are %d cores",
+            "each of %d models gets %d threads, of %d wanted: there are %d cores, one for the embedder",
             len(config.models),
-            most,
+            min(wanted, most),
             wanted,
             cores,
         )
@@ -70,6 +72,8 @@ class Models:
         self._embeds = 0
         self._waiting: dict[str, trio.MemorySendChannel[base.Embedded | base.Failed]] = {}
         self._skills: tuple[Skill, ...] = ()
+        self._devices: tuple[Device, ...] = ()
+        """The GPUs, as the model that was loaded last saw them: the others had taken theirs."""
         self._describe: Callable[[], None] = lambda: None
         self._started = False
 
@@ -88,10 +92,7 @@ class Models:
             if s.engine.info is not None and s.engine.state != "quarantined"
         ]
         skills = self._skills or (Skill(GENERAL, None, self._config.routing.general_quality),)
-        # They all see the same ones, and the last to be loaded saw what the others had left.
-        seen = (s.engine.devices for s in self._served.values() if s.engine.devices)
-        devices = min(seen, key=lambda those: sum(device.free_bytes for device in those), default=())
-        return Capability(self.space, skills if infos else (), tuple(infos), devices=devices)
+        return Capability(self.space, skills if infos else (), tuple(infos), devices=self._devices)
 
     @property
     def space(self) -> str:
@@ -153,12 +154,13 @@ class Models:
 
     # -- engines' events ------------------------------------------------------------------------------
 
-    def _on_engine(self, name: str, event: base.Event | EngineUp | EngineDown) -> None:
+    def _on_engine(self, name: str, engine: EngineHandle, event: base.Event | EngineUp | EngineDown) -> None:
         served = self._served.get(name)
         match event:
             case EngineUp():
                 if served is not None:
                     served.up = True
+                    self._devices = engine.devices
                 self._describe()
             case EngineDown():
                 if served is not None:
@@ -204,30 +206,39 @@ class Models:
     # -- start ----------------------------------------------------------------------------------------
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        """Start every engine at once, wait for all, and learn what the skills mean."""
+        """Start the engines, wait for all, and learn what the skills mean."""
         shared = replace(self._config.engine, threads=threads_each(self._config, _cores()))
         specs = [(model, self._named(catalog.model_load(model, shared))) for model in self._config.models]
+        self._check_names([spec.name for _, spec in specs])
         embed = self._embedder_load()
-        for model, spec in specs:
-            if spec.name in self._served:
-                raise ConfigError(f"two models are called {spec.name!r}: give one of them another name")
-            engine = await stack.enter_async_context(
-                open_engine(spec, self._config.engine, self._listener(spec.name))
-            )
-            self._served[spec.name] = _Served(model, engine)
         if embed is not None:
             opened = open_engine(embed, self._config.engine, self._listener(""))
             self._embedder = await stack.enter_async_context(opened)
+        for model, spec in specs:  # one after the other: each takes its memory of what the last one left
+            opened = open_engine(spec, self._config.engine, self._listener(spec.name))
+            engine = await stack.enter_async_context(opened)
+            self._served[spec.name] = _Served(model, engine)
+            await _ready(f"the model {spec.name}", engine)
+        if self._embedder is not None:
             await _ready("the embedder", self._embedder)
         for skill in self._config.skills:
             self._skills = (*self._skills, await self._learn(skill))
-        for name, served in self._served.items():
-            await _ready(f"the model {name}", served.engine)
-            served.up = True
         self._started = True
 
+    def _check_names(self, names: list[str]) -> None:
+        """Raise ConfigError, before anything is loaded, for what cannot be told apart or is not there."""
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"two models are called {twice!r}: give one of them another name")
+        for skill in self._config.skills:
+            if skill.model and skill.model not in names:
+                known = ", ".join(names) or "none"
+                raise ConfigError(
+                    f"skill {skill.name!r} names the model {skill.model!r}; this peer serves {known}"
+                )
+
     def _listener(self, name: str) -> Callable[[EngineHandle, base.Event | EngineUp | EngineDown], None]:
-        return lambda _, event: self._on_engine(name, event)
+        return lambda engine, event: self._on_engine(name, engine, event)
 
     def _named(self, spec: base.Load) -> base.Load:
         most = self._config.limits.name_bytes_max
@@ -247,16 +258,11 @@ class Models:
             case "hash":
                 return base.Load(kind="echo", name=embedder.HASH_SPACE, tokens_per_s=1.0)
             case "auto":
-                return catalog.embedder_load(self._config.engine)
+                return catalog.embedder_load(replace(self._config.engine, threads=1))
             case other:
                 raise ConfigError(f"embedder must be auto, hash or none, not {other!r}")
 
     async def _learn(self, skill: SkillConfig) -> Skill:
-        if skill.model and skill.model not in self._served:
-            known = ", ".join(self._served) or "none"
-            raise ConfigError(
-                f"skill {skill.name!r} names the model {skill.model!r}; this peer serves {known}"
-            )
         if self._embedder is None:
             raise ConfigError(
                 f"skill {skill.name!r} cannot be learnt without an embedder: run `make setup`, "

@@ -197,7 +197,7 @@ def _record_schema(limits: Limits) -> f.Field:
         f.many(skill, limits.skills_max),
         f.many(model, limits.models_max),
         f.many(name, 16),
-        f.many(f.struct(Device, f.text(DEVICE_BYTES_MAX), size, size), DEVICES_MAX),
+        f.many(f.struct(Device, f.text(DEVICE_BYTES_MAX), size, size, f.boolean()), DEVICES_MAX),
     )
     return f.struct(
         PeerRecord,

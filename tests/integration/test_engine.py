@@ -23,7 +23,7 @@ from p2pmesh.engine import base, catalog, embedder, frames, tune
 from p2pmesh.errors import ConfigError, EngineError, LocalProtocolError, ModelLoadError, Reason
 from p2pmesh.peer import engines
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
-from p2pmesh.query import Message, Options
+from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import ModelInfo
 
 if TYPE_CHECKING:
@@ -142,27 +142,32 @@ async def test_after_a_thousand_jobs_nothing_is_left_behind():
     before = sorted(os.listdir("/proc/self/fd"))
     async with running(echo(tokens_per_s=100_000.0)) as engine:
         pipes = len(os.listdir(f"/proc/{engine.handle.pid}/fd"))
-        for i in range(0, 1_000, 200):
-            jobs = [str(job) for job in range(i, i + 200)]
+        most = config.Engine().jobs_max
+        for i in range(0, 1_200, 300):
+            jobs = [str(job) for job in range(i, i + 300)]
             for job in jobs:
                 engine.ask(job, f"number {job}", max_tokens=0 if job.endswith("3") else 100)
                 if job.endswith("7"):
                     engine.handle.abort(job)
-            for job in jobs:
-                if not job.endswith("7"):
-                    end = await engine.end(job)
-                    assert isinstance(end, base.Failed) == job.endswith("3")
-            assert not engine.handle._jobs
-            assert not engine.handle._refusals
-        done = [str(i) for i in range(1_000) if i % 10 not in (3, 7)]
-        assert all(engine.text(job) == f"echo: number {job}" for job in done)
+            ends = {job: await engine.end(job) for job in jobs if not job.endswith("7")}
+            full = [job for job in ends if getattr(ends[job], "reason", None) is Reason.OVERLOADED]
+            assert full == [job for job in jobs[most:] if job in ends]
+            for job in ends.keys() - set(full):
+                if job.endswith("3"):
+                    assert ends[job].reason is Reason.BAD_REQUEST
+                else:
+                    assert engine.text(job) == f"echo: number {job}"
+            await engine.until(lambda: not engine.handle._jobs and not engine.handle._refusals)
         assert len(os.listdir(f"/proc/{engine.handle.pid}/fd")) == pipes
+    async with running(echo(tokens_per_s=10.0)) as engine:
         for i in range(8):
-            engine.ask(f"last {i}", "x " * 5_000)
+            engine.ask(f"last {i}", "x " * 100)
+        await engine.until(lambda: engine.text("last 0"))
         engine.kill()
         for i in range(8):
-            await engine.end(f"last {i}")
+            assert (await engine.end(f"last {i}")).reason is Reason.ENGINE_FAILED
         await engine.handle.wait_ready()
+        assert engine.handle.restarts == 1
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert no_children()
 
@@ -347,6 +352,40 @@ async def test_a_child_that_cannot_start_is_quarantined(monkeypatch: Any, progra
 def saying(event: base.Event) -> str:
     """A child that says one thing and waits."""
     return f"import os; os.write(1, {frames.encode(event)!r}); os.read(0, 1 << 20); os.read(0, 1)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("answer", base.Embedded("a", np.ones((1, 4), np.float32))),
+        ("vectors", base.Finished("a", Usage(1, 1), "stop")),
+        ("vectors", base.Embedded("a", np.ones((3, 4), np.float32))),
+    ],
+)
+async def test_a_job_that_ends_in_what_was_not_asked_has_failed(
+    monkeypatch: Any, kind: str, said: base.Event
+):
+    """The query waited for its end until its budget was spent."""
+    ready = base.Ready(ModelInfo("echo", "", 1, 1.0, 1.0, 1))
+    program = f"""
+import os
+def frame():
+    return os.read(0, int.from_bytes(os.read(0, 4), "big"))
+frame()
+os.write(1, {frames.encode(ready)!r})
+frame()
+os.write(1, {frames.encode(said)!r})
+os.read(0, 1)
+"""
+    monkeypatch.setattr(engines, "_spawn", lambda: child(program))
+    async with running(echo()) as engine:
+        if kind == "answer":
+            engine.ask("a", "x")
+        else:
+            engine.handle.embed("a", ("x", "y"))
+        end = await engine.end("a")
+        assert end.reason is Reason.ENGINE_FAILED
+        assert "with what was not asked" in end.detail
 
 
 async def test_a_child_that_takes_another_name_is_quarantined(monkeypatch: Any):
@@ -778,15 +817,25 @@ async def test_a_damaged_file_is_refused_at_once(model: Path, tmp_path: Path, le
         assert engine.handle.restarts == 0
 
 
+def scramble(path: Path) -> None:
+    """Write random bytes over a model's weights."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 3)
+        file.write(np.random.default_rng(0).bytes(path.stat().st_size // 3))
+
+
 @pytest.mark.model
-async def test_a_file_that_is_written_to_while_it_is_in_use_is_loaded_again(model: Path, tmp_path: Path):
+async def test_a_file_that_is_written_to_while_it_is_in_use_spoils_no_answer(model: Path, tmp_path: Path):
+    """What the weights became was answered with, in two tokens, as a whole answer."""
     used = copied(model, tmp_path / "used.gguf")
     async with running(load(used)) as engine:
-        os.utime(used, (0, 0))
-        engine.ask("a", QUESTIONS[0])
+        engine.ask("a", "Write a very long story about the sea.", max_tokens=500)
+        await engine.until(lambda: engine.text("a"))
+        await trio.to_thread.run_sync(scramble, used)
         end = await engine.end("a")
         assert end.reason is Reason.ENGINE_FAILED
         assert "its model file was written to while it was in use" in end.detail
+        copied(model, used)
         await engine.handle.wait_ready()
         engine.ask("b", QUESTIONS[0])
         await engine.end("b")

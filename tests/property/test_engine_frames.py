@@ -11,14 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pmesh.config import Limits
 from p2pmesh.engine import base, frames
 from p2pmesh.errors import EngineError, Reason
-from p2pmesh.query import Message, Options, TokenLogprobs, Usage
-from p2pmesh.record import ModelInfo
+from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.codec import Codec
+from p2pmesh.query import Chunk, Ended, Message, Options, QueryId, TokenLogprobs, Usage
+from p2pmesh.record import Capability, Device, ModelInfo, PeerId, PeerRecord, Version
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 jobs = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-counts = st.integers(0, 2**31)
+counts = st.integers(0, 2**31 - 1)
 speeds = st.floats(0.001, 1e6)
 options = st.builds(
     Options,
@@ -44,7 +47,7 @@ logprobs = st.builds(
     lambda own, top: TokenLogprobs(*own, top), entries, st.lists(entries, max_size=20).map(tuple)
 )
 digests = st.sampled_from(["", "0f" * 32])
-info = st.builds(ModelInfo, text, digests, st.integers(1, 2**31), speeds, speeds, st.integers(1, 64))
+info = st.builds(ModelInfo, text, digests, st.integers(1, 2**31 - 1), speeds, speeds, st.integers(1, 64))
 events = st.one_of(
     st.builds(base.Ready, info, st.integers(0, 1024), text, counts),
     st.builds(base.LoadFailed, text),
@@ -84,6 +87,55 @@ def test_vectors_arrive_bit_by_bit(job: str, rows: int, dimensions: int):
     assert isinstance(event, base.Embedded)
     assert event.job == job
     assert event.vectors.tobytes() == vectors.tobytes()
+
+
+wild = st.integers(-5, 5) | st.sampled_from([1_024, 1_025, 2**31 - 1, 2**31, 2**40, 2**62 + 1])
+unheard = st.one_of(
+    st.builds(
+        base.Generated,
+        st.just("a"),
+        st.lists(wild, max_size=3).map(tuple) | st.just((1,) * 1_024) | st.just((1,) * 1_025),
+        text | st.sampled_from(["x" * 16_384, "x" * 16_385, "ä" * 9_000]),
+    ),
+    st.builds(base.Finished, st.just("a"), st.builds(Usage, wild, wild), st.just("stop")),
+    st.builds(base.Failed, st.just("a"), st.just(Reason.TOO_LONG), st.just(""), wild),
+    st.builds(
+        base.Ready,
+        st.builds(
+            ModelInfo,
+            st.just("m"),
+            digests,
+            wild,
+            speeds | st.sampled_from([1e9, 1.1e9]),
+            speeds,
+            wild,
+            wild,
+        ),
+        st.just(384),
+        st.sampled_from(["", "x" * 64, "ä" * 64]),
+        st.just(1),
+        st.lists(st.builds(Device, text | st.just("ä" * 40), wild, wild), max_size=2).map(tuple),
+    ),
+)
+
+
+@given(unheard)
+def test_what_a_parent_takes_from_its_child_the_wire_carries(event: base.Event):
+    try:
+        (heard,) = frames.EventReader().feed(frames.encode(event))
+    except EngineError:
+        return
+    codec, ident = Codec(Limits()), (QueryId("0" * 32), 0)
+    match heard:
+        case base.Generated():
+            codec.encode(m.Tokens(Chunk(*ident, 0, heard.tokens, heard.text)))
+        case base.Finished():
+            codec.encode(m.End(*ident, 0, Ended(heard.usage, heard.finish_reason, "m", "")))
+        case base.Failed():
+            codec.encode(m.Refuse(*ident, heard.reason, heard.detail, prompt_tokens=heard.tokens or 0))
+        case base.Ready():
+            able = Capability(heard.space, (), (heard.info,), devices=heard.devices)
+            codec.encode_record(PeerRecord(PeerId("a"), Version(1, 1), "", (), able))
 
 
 def framed(body: bytes) -> bytes:

@@ -97,6 +97,39 @@ def test_a_text_of_gigabytes_in_the_head_is_not_read(home: Path):
     )  # KiB; bytes on a Mac, still few
 
 
+def test_a_pipe_is_not_waited_for(home: Path):
+    os.mkfifo(home / "a.gguf")
+    with pytest.raises(ModelLoadError, match="no regular file"):
+        gguf_file.check(home / "a.gguf")
+
+
+def test_a_head_of_more_than_one_window_is_read_whole(home: Path):
+    many = 300_000
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 3)
+    head += string("names") + struct.pack("<IIQ", 9, 8, many) + string("piece") * many
+    head += string("nested") + struct.pack("<IIQ", 9, 9, 2) + struct.pack("<IQ", 8, 1) * 2 + string("a") * 0
+    head = head[: -2 * 12] + (struct.pack("<IQ", 8, 1) + string("a")) * 2
+    head += string("general.architecture") + struct.pack("<I", 8) + string("llama")
+    head += string("w") + struct.pack("<IQIQ", 1, 64, 8, 0)
+    found = gguf_file.check(put(home / "a.gguf", head + bytes(-len(head) % 32) + bytes(2 * 34)))
+    assert (found.architecture, found.weights, found.tensors) == ("llama", 64, 1)
+
+
+def test_what_is_cut_off_a_file_while_its_head_is_read_is_damage(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """It was mapped, and the peer was killed for reading what was no longer there."""
+    path = put(home / "a.gguf", tiny())
+    read = os.pread
+
+    def cut(file: int, count: int, at: int) -> bytes:
+        if at:
+            os.truncate(path, 10)
+        return read(file, count, at)
+
+    monkeypatch.setattr(gguf_file.os, "pread", cut)
+    with pytest.raises(ModelLoadError, match="ends within its head"):
+        gguf_file.check(path)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(0, len(tiny()) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 400)

@@ -49,7 +49,7 @@ def test_gpus_are_told_and_processors_are_not():
 
 def test_two_of_a_kind_are_two_and_one_that_shares_the_memory_counts():
     found = gpus(library((GPU, b"A", 1, 2), (GPU, b"A", 1, 2), (SHARED, b"B", 3, 4)))
-    assert found == (Device("A", 1, 2), Device("A", 1, 2), Device("B", 3, 4))
+    assert found == (Device("A", 1, 2), Device("A", 1, 2), Device("B", 3, 4, shared=True))
 
 
 def test_a_long_or_strange_name_is_cut_to_one_that_can_be_told():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from p2pmesh.config import Config, Engine, ModelConfig
 from p2pmesh.engine import catalog
 from p2pmesh.engine.base import Load
 from p2pmesh.peer import models
-from p2pmesh.peer.engines import EngineHandle
+from p2pmesh.peer.engines import EngineHandle, EngineUp
 from p2pmesh.query import Message, QueryId
-from p2pmesh.record import Capability, Device
+from p2pmesh.record import Capability, Device, ModelInfo
 
 USER = Message("user", "x")
 OWN = Message("system", "be brief")
@@ -45,19 +47,28 @@ def test_a_peer_without_models_claims_nothing():
 
 def test_the_gpus_of_a_peer_are_told_as_its_last_model_left_them():
     found = models.Models(Config(), lambda _: None)
-    spec, before, after = Load(kind="echo"), Device("H100", 60, 80), Device("H100", 20, 80)
-    for name, devices in (("a", (before, before)), ("b", (after, before)), ("none", ())):
-        engine = EngineHandle(spec, Engine(), lambda *_: None)
-        engine.devices = devices
+    for name, free in (("a", 60), ("b", 20), ("a", 30)):  # a was loaded again
+        engine = EngineHandle(Load(kind="echo"), Engine(), lambda *_: None)
+        engine.devices = (Device("H100", free, 80),) * 2
         found._served[name] = models._Served(ModelConfig(model=name), engine)
-    assert found.capability().devices == (after, before)
+        found._on_engine(name, engine, EngineUp(ModelInfo(name, "", 1, 1.0, 1.0, 1)))
+        assert found.capability().devices == engine.devices
 
 
 @pytest.mark.parametrize(
     ("threads", "count", "cores", "each"),
-    [(1, 3, 2, 1), (4, 1, 8, 4), (4, 2, 8, 4), (4, 3, 8, 2), (8, 1, 2, 2), (2, 0, 8, 2)],
+    [(1, 1, 2, 1), (2, 1, 2, 1), (4, 1, 8, 4), (4, 2, 8, 3), (4, 3, 8, 2), (8, 1, 2, 1), (2, 0, 8, 2)],
 )
-def test_all_models_together_have_no_more_threads_than_there_are_cores(threads, count, cores, each):
+def test_all_engines_together_have_no_more_threads_than_there_are_cores(threads, count, cores, each):
     served = tuple(ModelConfig(model=f"m{i}", engine="echo") for i in range(count))
     given = Config(models=served, engine=Engine(threads=threads))
     assert models.threads_each(given, cores) == each
+    assert count * each + 1 <= cores
+    without = replace(given, embedder="none")
+    assert models.threads_each(without, cores) == min(threads, max(1, cores // max(1, count)))
+
+
+def test_more_engines_than_cores_have_one_thread_each_and_that_is_said(caplog):
+    given = Config(models=tuple(ModelConfig(model=f"m{i}", engine="echo") for i in range(3)))
+    assert models.threads_each(given, 2) == 1
+    assert "each of 3 models gets 1 threads, of 1 wanted: there are 2 cores" in caplog.text
