@@ -24,7 +24,8 @@ two alike is read beside them, over what it is without (`itl_p99_ratio`). The lo
 hundred small pieces, one in each step.
 
 **Lag.** How late a task wakes that sleeps 2 ms again and again on the loop that hears our engine: the 99th
-percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`).
+percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`), and over what it is beside a
+process that spins and has nothing to do with us (`lag_p99_vs_spun`): that much is the machine's.
 
 What the server was given: one thread for all there is to compute, and 20 that do HTTP, since a stream holds
 its own; unified memory, whose idle slots are emptied between waves, or the others would attend over what
@@ -156,12 +157,15 @@ async def lag(ours: Ours, prompts: Prompts, tokens: int) -> Row:
             late.append(time.perf_counter() - due)
 
     row: Row = {"streams": LAG_STREAMS}
-    for kind in ("idle", "busy"):
+    for kind in ("idle", "spun", "busy"):
         late.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sleeper)
             if kind == "idle":
                 await trio.sleep(LAG_IDLE_S)
+            elif kind == "spun":
+                async with processes.open_spinner():
+                    await trio.sleep(LAG_IDLE_S)
             else:
                 await arms.wave(ours, prompts.stories(LAG_STREAMS), tokens)
             nursery.cancel_scope.cancel()
@@ -205,6 +209,7 @@ async def measure(options: argparse.Namespace, tell: Tell) -> dict[str, object]:
             **summary(rows, options.concurrency),
             **_side(stalls, "itl_p99_ratio", "itl_p99_beside_ms", "itl_p99_alone_ms"),
             **_side(lags, "lag_p99_ratio", "lag_p99_busy_ms", "lag_p99_idle_ms"),
+            **_side(lags, "lag_p99_vs_spun", "lag_p99_busy_ms", "lag_p99_spun_ms"),
             "model": model.name,
             "tuned": kept,
             "asked_tokens": options.tokens,

@@ -109,6 +109,18 @@ async def open_child(role: str, options: dict[str, Any], folder: Path) -> AsyncI
 
 
 @asynccontextmanager
+async def open_spinner() -> AsyncIterator[None]:
+    """Keep one core busy with nothing for as long as the block lasts."""
+    process = await trio.lowlevel.open_process([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
 async def workplace(model: str | None) -> AsyncIterator[tuple[Path, Path]]:
     """Give the model's file and a folder, which is gone afterwards. None: a Q8_0 copy of the embedded one."""
     with tempfile.TemporaryDirectory(prefix="p2pmesh-benchmark-") as name, ExitStack() as stack:
