@@ -118,8 +118,7 @@ class Membership:
     """Most links chosen; as many again are kept that others chose. Detection scoped to links keeps its cost
     flat (measured)."""
     links_far: int = 16
-    """How many of them are drawn at random and never given up for nearer ones: without them views fall apart
-    (simulated)."""
+    """How many of them are drawn blindly and kept: without them views fall apart (simulated)."""
     relink_interval_s: float = 2.0
     """Least seconds between two choices of links. A guess: a choice among 1 024 peers takes some ms."""
     redial_min_s: float = 0.5
@@ -223,8 +222,9 @@ class Relay:
     silence_max_s: float = 3.0
     """Seconds without a sign of life after which the peer that serves a query counts as lost."""
     resume: str = "any"
-    """What becomes of an answer asked here whose writer is lost, where the query does not say: "any" goes on,
-    on the same model if another peer has it, "same-model" on no other, "never" ends it in an error."""
+    """Who goes on with an answer asked here when its writer is lost: "any", "same-model", or "never" one."""
+    drain_s: float = 30.0
+    """Most seconds that a peer that is told to go finishes what it has begun."""
     attempts_max: int = 8
     """Most tries of one query."""
     crashes_max: int = 2

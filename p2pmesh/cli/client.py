@@ -59,11 +59,11 @@ def call(base: str, method: str, path: str, body: dict[str, Any] | None = None) 
         return json.loads(response.read())
 
 
-def wait_gone(base: str, own_directory: bool, directory: str) -> None:
-    """Return when the peer at `base` has ended; told by its directory where that is known, for it is let go
-    last. Raises Unsuccessful when it does not end."""
+def wait_gone(base: str, own_directory: bool, directory: str, grace_s: float = 0.0) -> None:
+    """Return when the peer at `base` has ended, which may take it `grace_s` longer than usual; told by its
+    directory where that is known, for it is let go last. Raises Unsuccessful when it does not end."""
     path = state.directory(directory)
-    for _ in range(round(STOP_S / _POLL_S)):
+    for _ in range(round((STOP_S + grace_s) / _POLL_S)):
         if own_directory:
             if not state.is_held(path):
                 return
@@ -73,7 +73,7 @@ def wait_gone(base: str, own_directory: bool, directory: str) -> None:
             except NoPeer:
                 return
         time.sleep(_POLL_S)
-    raise Unsuccessful(f"the peer has not ended within {STOP_S:g} s", "not_stopped")
+    raise Unsuccessful(f"the peer has not ended within {STOP_S + grace_s:g} s", "not_stopped")
 
 
 def events(base: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -260,10 +260,26 @@ def id_(url: str | None, state: str, as_json: bool) -> None:
 @main.command()
 @_verb
 def stop(url: str | None, state: str, as_json: bool) -> None:
-    """End the running peer; it says goodbye to its neighbours first, and is gone when this returns."""
+    """End the running peer at once; it says goodbye to its neighbours first, and is gone when this returns.
+
+    Answers that it writes go on elsewhere; those that were asked of it are cut off. See `drain`."""
     base = client.find(url, state)
     told = client.call(base, "POST", "/mesh/v1/stop", {})
     client.wait_gone(base, url is None, state)
+    if as_json:
+        click.echo(json.dumps(told))
+
+
+@main.command()
+@_verb
+def drain(url: str | None, state: str, as_json: bool) -> None:
+    """End the running peer once what it has begun has ended: it takes no new work, and hands over what waits.
+
+    After `relay.drain_s` seconds it goes all the same, and answers that it writes go on elsewhere. SIGTERM
+    and Ctrl-C do the same; a second one ends it at once."""
+    base = client.find(url, state)
+    told = client.call(base, "POST", "/mesh/v1/drain", {})
+    client.wait_gone(base, url is None, state, told["grace_s"])
     if as_json:
         click.echo(json.dumps(told))
 

@@ -130,31 +130,40 @@ def _run(config: Any, as_json: bool) -> None:
     from p2pmesh.peer.background import background
 
     async def main() -> None:
-        stop, ready = trio.Event(), trio.Event()
+        drain, stop, ready = trio.Event(), trio.Event(), trio.Event()
         async with background() as nursery:
-            await nursery.start(_until_signal, stop, ready, nursery.cancel_scope)
-            await _serve(config, as_json, stop, ready)
+            await nursery.start(_until_signal, drain, stop, ready, nursery.cancel_scope)
+            await _serve(config, as_json, drain, stop, ready)
 
     trio.run(main)
 
 
-async def _until_signal(stop: Any, ready: Any, scope: Any, *, task_status: Any) -> None:
-    """End the peer at a signal: in good order once it is ready, at once while it starts."""
+async def _until_signal(drain: Any, stop: Any, ready: Any, scope: Any, *, task_status: Any) -> None:
+    """End the peer at a signal: when what it has begun has ended, at the second one or while it starts at
+    once."""
     import trio
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
-            stop.set()
+            if drain.is_set():
+                stop.set()
+            drain.set()
             if not ready.is_set():
                 scope.cancel()
 
 
-async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
+async def _call_after(event: Any, then: Any) -> None:
+    await event.wait()
+    then()
+
+
+async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) -> None:
     from contextlib import AsyncExitStack, closing
 
     from p2pmesh.gateway.server import listen, open_gateway
     from p2pmesh.peer import state
+    from p2pmesh.peer.background import background
     from p2pmesh.peer.peer import open_peer
 
     async with AsyncExitStack() as stack:
@@ -163,7 +172,7 @@ async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
         peer = await stack.enter_async_context(open_peer(config))
         url = ""
         if listener is not None:
-            url = await stack.enter_async_context(open_gateway(peer, stop.set, listener))
+            url = await stack.enter_async_context(open_gateway(peer, stop.set, listener, drain.set))
         able = peer.members()[0].capability
         models = [model.name for model in able.models]
         told = {
@@ -189,4 +198,7 @@ async def _serve(config: Any, as_json: bool, stop: Any, ready: Any) -> None:
                 err=True,
             )
         ready.set()
-        await stop.wait()
+        async with background() as nursery:
+            nursery.start_soon(_call_after, stop, nursery.cancel_scope.cancel)
+            await drain.wait()
+            await peer.drain()

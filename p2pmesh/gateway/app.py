@@ -63,9 +63,10 @@ def _is_loopback(url: str) -> bool:
         return False
 
 
-def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
-    """Return the ASGI application of `peer`; `stop` ends the process that serves it."""
-    door = _Door(peer, stop)
+def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) -> Starlette:
+    """Return the ASGI application of `peer`; `stop` ends the process that serves it, `drain` once what
+    the peer has begun has ended."""
+    door = _Door(peer, stop, drain)
     routes = [
         Route("/", door.root),
         Route("/v1/models", door.models),
@@ -76,6 +77,7 @@ def create_app(peer: Peer, stop: Callable[[], None]) -> Starlette:
         Route("/mesh/v1/explain", door.explain, methods=["POST"]),
         Route("/mesh/v1/feedback", door.feedback, methods=["POST"]),
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
+        Route("/mesh/v1/drain", door.drain, methods=["POST"]),
         Route("/healthz", door.health),
     ]
     handlers: Any = {
@@ -103,16 +105,17 @@ def _bug(request: Request, failure: Exception) -> Response:
 class _Door:
     """The endpoints of one peer."""
 
-    def __init__(self, peer: Peer, stop: Callable[[], None]) -> None:
+    def __init__(self, peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) -> None:
         self._peer = peer
         self._stop = stop
+        self._drain = drain
         self._requests = 0
 
     async def chat(self, request: Request) -> Any:
         config = self._peer.config.http
-        if self._requests >= config.requests_max:
-            body = openai.error("too many requests are being served", Reason.OVERLOADED.value, 503)
-            return JSONResponse(body, 503, {"retry-after": "1"})
+        if self._requests >= config.requests_max or self._peer.draining:
+            busy = "this peer is about to go" if self._peer.draining else "too many requests are being served"
+            return JSONResponse(openai.error(busy, Reason.OVERLOADED.value, 503), 503, {"retry-after": "1"})
         self._requests += 1
         try:
             parsed = openai.parse(await chat.body_of(request, config.body_bytes_max))
@@ -193,13 +196,18 @@ class _Door:
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
-        return JSONResponse({"stopping": True}, background=BackgroundTask(self._stop_soon))
+        return JSONResponse({"stopping": True}, background=BackgroundTask(_soon, self._stop))
 
-    async def _stop_soon(self) -> None:
-        self._stop()
+    async def drain(self, request: Request) -> Response:
+        told = {"draining": True, "grace_s": self._peer.config.relay.drain_s}
+        return JSONResponse(told, background=BackgroundTask(_soon, self._drain))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"ok": True})
+
+
+async def _soon(call: Callable[[], None]) -> None:
+    call()
 
 
 def _member(member: Member) -> dict[str, Any]:

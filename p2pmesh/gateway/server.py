@@ -27,12 +27,16 @@ _DEAF_S = 5.0
 
 @asynccontextmanager
 async def open_gateway(
-    peer: Peer, stop: Callable[[], None], listener: socket.socket | None = None
+    peer: Peer,
+    stop: Callable[[], None],
+    listener: socket.socket | None = None,
+    drain: Callable[[], None] | None = None,
 ) -> AsyncIterator[str]:
     """Serve `peer` over HTTP where its `http.bind` says, and yield the base URL.
 
-    `stop` is called when somebody asks the peer to end. `listener` is what `listen` returned for that
-    address, where it was wanted before the peer was started. Without it raises as `listen`.
+    `stop` is called when somebody asks the peer to end, and `drain` (None: `stop`, too) when it is to finish
+    what it has begun before that. `listener` is what `listen` returned for that address, where it was wanted
+    before the peer was started. Without it raises as `listen`.
     """
     listener = listener or listen(peer.config.http.bind)
     try:
@@ -44,7 +48,7 @@ async def open_gateway(
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it from here on
-        app = create_app(peer, stop)
+        app = create_app(peer, stop, drain or stop)
         async with background() as nursery:
             await nursery.start(hypercorn.trio.serve, app, config)
             yield url

@@ -39,6 +39,8 @@ _JOIN_RETRY_S = 2.0
 """Seconds between tries of the addresses in `net.join` while there is no link at all. A guess."""
 _JOIN_RETRY_MAX_S = 30.0
 """Most seconds between them while there are other links."""
+_DRAIN_LOOK_S = 0.05
+"""Seconds between two looks whether all has ended."""
 _FAREWELL_S = 0.2
 """Seconds for the goodbyes to leave before the links close."""
 
@@ -201,6 +203,24 @@ class Peer:
     def join(self, address: str) -> None:
         """Dial a peer at a multiaddress; what comes of it shows in `members`."""
         self._host.dial(None, [address])
+
+    async def drain(self, grace_s: float | None = None) -> bool:
+        """Take no new work, hand over what waits here, and finish what runs here or was asked here.
+
+        Returns after `grace_s` seconds (None: `relay.drain_s`) at the latest, and whether all had ended by
+        then. What had not is gone on with elsewhere once this peer leaves, or is lost with it if it was asked
+        here. It takes no new work from then on; leave the block of `open_peer`.
+        """
+        self._driver.feed(e.Drained())
+        with trio.move_on_after(self.config.relay.drain_s if grace_s is None else grace_s) as scope:
+            while self._driver.machine.relay.flights:  # noqa: ASYNC110  # the machine has no events to wait for
+                await trio.sleep(_DRAIN_LOOK_S)
+        return not scope.cancelled_caught
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new work, as it is about to go."""
+        return self._driver.machine.draining.begun
 
     async def leave(self) -> None:
         """Say goodbye to all neighbours, so that nobody waits for us, and look for nobody from now on."""

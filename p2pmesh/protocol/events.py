@@ -125,6 +125,11 @@ class Described:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """This peer is about to go: it takes no new work, hands over what waits, and finishes what runs."""
+
+
+@dataclass(frozen=True)
 class Departed:
     """This peer leaves the mesh, on purpose."""
 
@@ -148,6 +153,7 @@ Event: TypeAlias = (
     | Finished
     | Failed
     | Described
+    | Drained
     | Departed
     | Tick
 )

@@ -21,6 +21,7 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.directory import ALL_WEIGHED_MAX, Directory
+from p2pmesh.protocol.draining import Draining
 from p2pmesh.protocol.experience import Experience
 from p2pmesh.protocol.gossip import Gossip, Signer
 from p2pmesh.protocol.linking import Linking
@@ -85,14 +86,8 @@ class Machine:
         queued, compare = self.loads.queued, self._compare
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
-        self._parts = (
-            self.membership,
-            self._linking,
-            self.gossip,
-            self.loads,
-            self.ratings,
-            self.relay,
-        )
+        self.draining = Draining(self.gossip, self._local, self.relay, self._plan)
+        self._parts = (self.membership, self._linking, self.gossip, self.loads, self.ratings, self.relay)
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
@@ -158,6 +153,8 @@ class Machine:
                 self.membership.discovered(event.peer, event.addresses, now)
             case e.DialFailed():
                 self._dial_failed(event.peer, now)
+            case e.Drained():
+                self.draining.begin(now)
             case e.Departed():
                 self.membership.leave(self.gossip.me.record.version)
             case e.Described():
@@ -272,7 +269,7 @@ class Machine:
 
     def _described(self, event: e.Described, now: float) -> None:
         try:
-            self.gossip.describe(event.capability, event.addresses, now)
+            self.gossip.describe(self.draining.published(event.capability), event.addresses, now)
         except LocalProtocolError as exc:  # what could not travel is not published, and not served either
             self._out.append(e.Notify(self.me, f"cannot publish what this peer says of itself: {exc}"))
             return

@@ -10,15 +10,17 @@ import socket
 import struct
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
+from p2pmesh.cli import client
 from p2pmesh.cli.main import main
 from p2pmesh.engine import catalog
 from p2pmesh.errors import ConfigError, ModelLoadError
 from tests.integration.processes import (
+    HANG_S,
     PEER,
     PeerProcess,
     echo_config,
@@ -238,6 +240,49 @@ def test_a_signal_while_it_starts_ends_it_quietly(tmp_path: Path, number: int):
     assert peer.stop(number) == 0
     assert peer.stderr == ""
     assert all(map(gone, started))
+
+
+def asked(peer: PeerProcess, words: str) -> Iterator[dict[str, Any]]:
+    """Ask for the echo of `words`, and give its events as they come."""
+    body = {"messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 300}
+    return client.events(peer.url, "/v1/chat/completions", body)
+
+
+def refuses(peer: PeerProcess) -> bool:
+    try:
+        list(asked(peer, "x"))
+    except client.Unsuccessful as error:
+        return "about to go" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("by_verb", [False, True])
+def test_a_peer_that_is_told_to_go_finishes_what_it_has_begun(tmp_path: Path, by_verb: bool):
+    words = " ".join(map(str, range(60)))
+    with peers(tmp_path, ada=20.0) as started:
+        peer = started["ada"]
+        events = asked(peer, words)
+        pieces = [next(events), next(events)]
+        if by_verb:
+            assert json.loads(verb("drain", "--state", str(peer.state), "--json").stdout)["draining"]
+        else:
+            peer.process.send_signal(signal.SIGTERM)
+            until(lambda: refuses(peer))
+        pieces += events
+        assert (
+            "".join(c["delta"].get("content", "") for p in pieces for c in p["choices"]) == f"echo: {words}"
+        )
+        assert peer.process.wait(HANG_S) == 0
+        assert peer.stderr == ""
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path):
+    with peers(tmp_path, rest="relay.drain_s = 1000", ada=1.0) as started:
+        peer = started["ada"]
+        next(asked(peer, "x " * 200))
+        peer.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(peer))
+        assert peer.stop() == 0
 
 
 # -------------------------------------------------------------------- model files

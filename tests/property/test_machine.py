@@ -38,6 +38,7 @@ events: st.SearchStrategy[e.Event] = st.one_of(
     st.builds(e.Rated, query_ids, st.floats(0.0, 1.0)),
     st.builds(e.Described, st.sampled_from([ABLE, UNABLE, Capability("sim")]), st.just(())),
     st.just(e.Departed()),
+    st.just(e.Drained()),
     st.just(e.Tick()),
 )
 pauses = st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0, 7.0])
