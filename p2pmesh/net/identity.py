@@ -18,9 +18,11 @@ from p2pmesh.errors import ConfigError
 from p2pmesh.record import PeerId
 from p2pmesh.trust.keys import peer_id_of
 
-_MAGIC = b"p2pmesh-ed25519-1\n"
+_MAGIC = "p2pmesh-ed25519-2"
+_UNCHECKED = "p2pmesh-ed25519-1"
+"""Of files that do not tell the id yet."""
 _SEED_BYTES = 32
-_FILE_BYTES = len(_MAGIC) + 2 * _SEED_BYTES + 1
+_FILE_BYTES_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,27 @@ def load(path: Path) -> Identity:
             )
         if status.st_mode & 0o077:
             raise ConfigError(f"others can read the key file {path}; run: chmod 600 {path}")
-        content = os.read(descriptor, _FILE_BYTES + 1)
+        content = os.read(descriptor, _FILE_BYTES_MAX)
     finally:
         os.close(descriptor)
     try:
-        if len(content) != _FILE_BYTES or not content.startswith(_MAGIC) or not content.endswith(b"\n"):
-            raise ValueError("not a key file")
-        return Identity.from_seed(bytes.fromhex(content[len(_MAGIC) :].decode("ascii")))
+        return _parse(content.decode("ascii"))
     except ValueError:
         raise ConfigError(
             f"the key file {path} is damaged or not ours; restore it, or move it away to become a new peer"
         ) from None
+
+
+def _parse(text: str) -> Identity:
+    """Return the identity in a key file. Raises ValueError where it is none, or not the one it was: any 32
+    bytes are a key, and the peer would be another one without a word."""
+    magic, seed, *told, rest = text.split("\n")
+    if rest or len(seed) != 2 * _SEED_BYTES or (magic, len(told)) not in ((_MAGIC, 1), (_UNCHECKED, 0)):
+        raise ValueError("not a key file")
+    identity = Identity.from_seed(bytes.fromhex(seed))
+    if told and told != [identity.id]:
+        raise ValueError("the key is not the one of that id")
+    return identity
 
 
 def _create(path: Path, identity: Identity) -> None:
@@ -107,10 +119,15 @@ def _create(path: Path, identity: Identity) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_MAGIC + identity.seed.hex().encode("ascii") + b"\n")
+            file.write(f"{_MAGIC}\n{identity.seed.hex()}\n{identity.id}\n".encode("ascii"))
             file.flush()
             os.fsync(descriptor)
         with suppress(FileExistsError):  # another process was faster: its key is the one
             os.link(draft, path)
     finally:
         draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)  # others will know the id within a second: its key must outlive a loss of power
+    finally:
+        os.close(folder)

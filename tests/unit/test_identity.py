@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -66,7 +67,16 @@ def test_a_key_that_others_can_read_is_refused(tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"\x00" * 83, b"p2pmesh-ed25519-1\n" + b"zz" * 32 + b"\n"]
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"\x00" * 83,
+        b"p2pmesh-ed25519-1\n" + b"zz" * 32 + b"\n",
+        b"p2pmesh-ed25519-2\n" + b"00" * 32 + b"\n",
+        b"p2pmesh-ed25519-1\n" + b"00" * 32 + b"\n\n",
+        b"p2pmesh-ed25519-1\n" + b"00" * 31 + b" 00\n",
+    ],
 )
 def test_a_damaged_key_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "key"
@@ -75,6 +85,30 @@ def test_a_damaged_key_is_refused_and_left_as_it_is(tmp_path, content):
     with pytest.raises(ConfigError, match="move it away"):
         load_or_create(path)
     assert path.read_bytes() == content
+
+
+def test_a_key_that_does_not_tell_its_id_is_read(tmp_path):
+    (tmp_path / "key").write_text("p2pmesh-ed25519-1\n" + "07" * 32 + "\n")
+    (tmp_path / "key").chmod(0o600)
+    assert load_or_create(tmp_path / "key").id == Identity.from_seed(b"\x07" * 32).id
+
+
+def test_no_flipped_bit_and_no_cut_makes_it_another_peer(tmp_path):
+    """It made a peer that nobody knew, without a word: any 32 bytes are a key."""
+    path = tmp_path / "key"
+    made, whole = load_or_create(path).id, path.read_bytes()
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [
+        whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+        for at in range(len(whole))
+        for bit in range(8)
+    ]
+    assert len(damaged) > 1_000
+    for content in damaged:
+        path.write_bytes(content)
+        with suppress(ConfigError):
+            assert load_or_create(path).id == made  # a to A: the same digit
+        assert path.read_bytes() == content
 
 
 def test_what_is_no_file_is_refused(tmp_path):
