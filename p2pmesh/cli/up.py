@@ -145,9 +145,11 @@ async def _until_signal(drain: Any, stop: Any, ready: Any, scope: Any, *, task_s
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
+        signalled = False
         async for _ in signals:
-            if drain.is_set():
+            if signalled:
                 stop.set()
+            signalled = True
             drain.set()
             if not ready.is_set():
                 scope.cancel()

@@ -162,7 +162,11 @@ class Files:
         digest and its weights are read one after the other."""
         self.check()
         for path, file, _ in self._open:
-            if not os.path.samestat(os.stat(path), os.fstat(file)):
+            try:
+                same = os.path.samestat(os.stat(path), os.fstat(file))
+            except OSError:
+                same = False
+            if not same:
                 raise EngineError("its model file was replaced while it was being loaded")
 
 

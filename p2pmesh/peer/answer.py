@@ -112,7 +112,7 @@ class Answer:
                 case e.Placed(path=path):
                     self.path = path
                 case Chunk() as chunk:
-                    if chunk.attempt > self._attempt and self.text:
+                    if chunk.attempt > self._attempt and chunk.index:
                         self.resumed = (*self.resumed, *self.path[-1:])
                     self._attempt = chunk.attempt
                     self.text += chunk.text

@@ -63,10 +63,10 @@ OnEvent = Callable[["EngineHandle", base.Event | EngineUp | EngineDown], None]
 
 @dataclass
 class _Job:
-    """A job that has not ended."""
+    """A job that has not ended: how many vectors it ends in, or how many more tokens its answer may have."""
 
     texts: int
-    """How many vectors it ends in; 0: it is an answer."""
+    tokens_left: int
     wanted: bool = True
 
 
@@ -88,10 +88,8 @@ class EngineHandle:
         """What the child told last of its work; None: nothing yet."""
         self.pid: int | None = None
         self.restarts = 0
-        """How often it was started again."""
         self._spec, self._config, self._on_event = spec, config, on_event
         self._jobs: dict[str, _Job] = {}
-        """Jobs that have not ended."""
         self._early: list[base.Generate | base.Embed] = []
         """Jobs that came while it was asleep, until its model is loaded."""
         self._wake = trio.Event()
@@ -159,7 +157,10 @@ class EngineHandle:
             except EngineError as error:
                 self._refuse(base.Failed(job, Reason.BAD_REQUEST, str(error)[: base.DETAIL_CHARS_MAX]))
             else:
-                self._jobs[job] = _Job(len(request.texts) if isinstance(request, base.Embed) else 0)
+                if isinstance(request, base.Embed):
+                    self._jobs[job] = _Job(len(request.texts), 0)
+                else:
+                    self._jobs[job] = _Job(0, request.options.max_tokens)
                 if self.state == "ready":
                     self._send(request)
                 else:
@@ -189,7 +190,11 @@ class EngineHandle:
             known = self._jobs.get(event.job)
             if known is None:
                 raise EngineError(f"it answered a job that does not exist: {event.job!r}")
-            if not isinstance(event, base.Failed):
+            if isinstance(event, base.Generated):
+                known.tokens_left -= len(event.tokens)
+                if not event.tokens or known.tokens_left < 0:
+                    raise EngineError(f"it answered a job with more than was asked: {event.job!r}")
+            elif not isinstance(event, base.Failed):
                 vectors = len(event.vectors) if isinstance(event, base.Embedded) else 0
                 if vectors != known.texts:
                     raise EngineError(f"it answered a job with what was not asked: {event.job!r}")

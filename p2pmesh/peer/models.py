@@ -160,7 +160,7 @@ class Models:
             case EngineUp():
                 if served is not None:
                     served.up = True
-                    self._devices = engine.devices
+                    self._devices = engine.devices or self._devices
                 self._describe()
             case EngineDown():
                 if served is not None:

@@ -82,6 +82,8 @@ class Peer:
         self._driver = driver
         self._models = models
         self._left = False
+        self._streams = 0
+        """Blocks of `stream` that have not been left."""
 
     @property
     def name(self) -> str:
@@ -132,10 +134,12 @@ class Peer:
             resume=Resume(self.config.relay.resume if resume is None else resume),
         )
         answer = Answer(query.id, self.rate)
+        self._streams += 1
         self._driver.ask(query, answer.put)
         try:
             yield answer
         finally:
+            self._streams -= 1
             self._driver.cancel(query.id)
 
     def rate(self, query_id: QueryId, outcome: float) -> bool:
@@ -205,15 +209,17 @@ class Peer:
         self._host.dial(None, [address])
 
     async def drain(self, grace_s: float | None = None) -> bool:
-        """Take no new work, hand over what waits here, and finish what runs here or was asked here.
+        """Take no new work, hand over what waits here, and finish what was in flight here.
 
-        Returns after `grace_s` seconds (None: `relay.drain_s`) at the latest, and whether all had ended by
-        then. What had not is gone on with elsewhere once this peer leaves, or is lost with it if it was asked
-        here. It takes no new work from then on; leave the block of `open_peer`.
+        Returns when that has ended and every block of `stream` was left, after `grace_s` seconds (None:
+        `relay.drain_s`) at the latest, and whether it had by then. What had not is gone on with elsewhere
+        once this peer leaves, or is lost with it if it was asked here. What is asked here from now on is
+        Refused; leave the block of `open_peer`.
         """
         self._driver.feed(e.Drained())
+        left = self._driver.machine.draining
         with trio.move_on_after(self.config.relay.drain_s if grace_s is None else grace_s) as scope:
-            while self._driver.machine.relay.flights:  # noqa: ASYNC110  # the machine has no events to wait for
+            while left.left or self._streams:  # noqa: ASYNC110  # the machine has no events to wait for
                 await trio.sleep(_DRAIN_LOOK_S)
         return not scope.cancelled_caught
 

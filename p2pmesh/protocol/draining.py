@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from p2pmesh.config import Config
+from p2pmesh.errors import Reason
+from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.gossip import Gossip
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.relay import Relay
-from p2pmesh.protocol.routing import Decision, Kind
-from p2pmesh.query import Query
+from p2pmesh.protocol.routing import Decision, Scored
+from p2pmesh.query import Query, QueryId
 from p2pmesh.record import NOBODY, Capability, PeerId
 
 
@@ -22,34 +25,71 @@ class Draining:
 
     def __init__(
         self,
+        config: Config,
         gossip: Gossip,
         local: Local,
         relay: Relay,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
+        compare: Callable[[Query, PeerId, Backlog, float], tuple[Scored, float] | None],
     ) -> None:
-        self._gossip, self._local, self._relay, self._plan = gossip, local, relay, plan
+        """`compare` as in `stealing`."""
+        self._drain_s = config.relay.drain_s
+        self._gossip, self._local, self._relay = gossip, local, relay
+        self._plan, self._compare = plan, compare
         self.begun = False
+        self._able = gossip.me.record.capability
+        """What this peer can do in truth."""
+        self._taken: set[QueryId] = set()
+        """What was in flight here when it began."""
 
     def published(self, capability: Capability) -> Capability:
-        """Return what others are told of `capability`: of one who goes, that it answers nothing. They, and
-        this peer itself, then choose it for no query; what it has taken it goes on with."""
-        return replace(capability, skills=(), models=()) if self.begun else capability
+        """Return what others are told of `capability`: of one who goes, that its models have no slots, as of
+        one whose models are being restarted. They choose it for no query, and forget nothing of it."""
+        self._able = capability
+        return self._going() if self.begun else capability
 
-    def begin(self, now: float) -> None:
-        """Say so, and hand over what waits here. What nobody else can take stays, and begins in its turn."""
+    def own(self, query: Query) -> Capability:
+        """Return what this peer can do for `query`: all it can for what it had taken before."""
+        return self._going() if self.begun and query.id not in self._taken else self._able
+
+    @property
+    def left(self) -> int:
+        """How many queries are in flight here still that were when it began."""
+        return sum(self._relay.flights.get(query_id) is not None for query_id in self._taken)
+
+    def begin(self, me: PeerId, now: float) -> None:
+        """Say so, and let others have what waits here where they are in time for it: what would be begun
+        sooner here, and within the time that is left, stays, and so does what nobody else can take."""
         if self.begun:
             return
         self.begun = True
-        mine = self._gossip.me.record
-        self._gossip.describe(self.published(mine.capability), mine.addresses, now)
-        for job in self._local.waiting():
+        self._taken = {flight.query.id for flight in self._relay.flights}
+        self._gossip.describe(self._going(), self._gossip.me.record.addresses, now)
+        backlog = self._local.backlog(now)
+        for ahead, job in enumerate(self._local.waiting()):
             flight = self._relay.flights.get(job.query.id)
             assert flight is not None, "what waits here has a flight"
             # It was chosen to be served here, or looked for, and that is over.
-            query = replace(
-                flight.query, budget_s=max(0.0, flight.deadline - now), target=NOBODY, search=None
-            )
-            decision = self._plan(query, flight.tried, now)
-            chosen = decision.chosen
-            if decision.kind is Kind.FORWARD and chosen is not None and decision.search is None:
-                self._relay.hand_over(query.id, chosen, f"to {chosen.name}: this peer goes", now)
+            budget_s = max(0.0, flight.deadline - now)
+            query = replace(flight.query, budget_s=budget_s, target=NOBODY, search=None)
+            chosen = self._plan(query, (*flight.tried, me), now).chosen
+            before = Backlog(backlog.running, backlog.waiting[:ahead], backlog.slots)
+            found = chosen and self._compare(query, chosen.peer, before, now)
+            if not found:
+                continue
+            there, gain_s = found
+            if there.time_s <= budget_s and (gain_s > 0.0 or there.time_s + gain_s > self._drain_s):
+                self._hand_over(query, there, now)
+
+    def _hand_over(self, query: Query, there: Scored, now: float) -> None:
+        flight = self._relay.flights.get(query.id)
+        assert flight is not None, "what waits here has a flight"
+        if flight.upstream is None:
+            self._relay.hand_over(query.id, there, f"to {there.name}: this peer goes", now)
+            return
+        # Whoever sent it finds the way by himself, and it does not lead through here.
+        self._local.finished(query.id)
+        self._relay.flights.end_badly(flight, Reason.OVERLOADED, "this peer is about to go", 1.0)
+
+    def _going(self) -> Capability:
+        return replace(self._able, models=tuple(replace(model, slots=0) for model in self._able.models))

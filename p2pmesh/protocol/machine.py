@@ -86,7 +86,7 @@ class Machine:
         queued, compare = self.loads.queued, self._compare
         self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
-        self.draining = Draining(self.gossip, self._local, self.relay, self._plan)
+        self.draining = Draining(config, self.gossip, self._local, self.relay, self._plan, compare)
         self._parts = (self.membership, self._linking, self.gossip, self.loads, self.ratings, self.relay)
 
     # -- the whole boundary ---------------------------------------------------------------------------
@@ -103,7 +103,8 @@ class Machine:
         self._dispatch(event, now)
         self.membership.advance(now)
         self._local.advance(now)
-        self._stealing.advance(now)
+        if not self.draining.begun:
+            self._stealing.advance(now)
         self.loads.own(self._local.load(now), now)
         self._linking.advance(now)
         self.loads.advance(now)
@@ -120,8 +121,6 @@ class Machine:
         """When to call `handle(Tick(), deadline)` if nothing happens before. Always later than the last
         `now`, or a host that waits for it would spin."""
         return self._deadline
-
-    # -- reads, of local knowledge only ---------------------------------------------------------------
 
     def explain(self, query: Query) -> Decision:
         """Return the decision that would be taken here for `query`, without taking it."""
@@ -154,7 +153,7 @@ class Machine:
             case e.DialFailed():
                 self._dial_failed(event.peer, now)
             case e.Drained():
-                self.draining.begin(now)
+                self.draining.begin(self.me, now)
             case e.Departed():
                 self.membership.leave(self.gossip.me.record.version)
             case e.Described():
@@ -264,6 +263,9 @@ class Machine:
             self.codec.check(m.Forward(query))  # what could not travel is not taken
         except LocalProtocolError as exc:
             self._out.append(e.Fail(query.id, Reason.BAD_REQUEST, str(exc)))
+            return
+        if self.draining.begun:
+            self._out.append(e.Fail(query.id, Reason.OVERLOADED, "this peer is about to go", (), 1.0))
             return
         self.relay.ask(query, now)
 
@@ -406,11 +408,11 @@ class Machine:
     ) -> list[Candidate]:
         """Return this peer and, of `only` or of those worth weighing and `also`, who can be reached."""
         barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
-        mine = self.gossip.me.record
         candidates = []
         if self.me not in barred:
             backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
-            candidates.append(Candidate(self.me, self.name, mine.capability, backlog, 0.0, self.me, *own))
+            mine = self.draining.own(query)
+            candidates.append(Candidate(self.me, self.name, mine, backlog, 0.0, self.me, *own))
         records, links = self.gossip.records, self.membership.links
         blind: set[PeerId] | None = None
         for peer in only or dict.fromkeys((*self._worth_weighing(query), *also)):

@@ -360,6 +360,9 @@ def saying(event: base.Event) -> str:
         ("answer", base.Embedded("a", np.ones((1, 4), np.float32))),
         ("vectors", base.Finished("a", Usage(1, 1), "stop")),
         ("vectors", base.Embedded("a", np.ones((3, 4), np.float32))),
+        ("vectors", base.Generated("a", (1,), "x")),
+        ("answer", base.Generated("a", (), "x")),
+        ("answer", base.Generated("a", (1,) * 257, "x")),
     ],
 )
 async def test_a_job_that_ends_in_what_was_not_asked_has_failed(
@@ -385,7 +388,7 @@ os.read(0, 1)
             engine.handle.embed("a", ("x", "y"))
         end = await engine.end("a")
         assert end.reason is Reason.ENGINE_FAILED
-        assert "with what was not asked" in end.detail
+        assert "with what was not asked" in end.detail or "with more than was asked" in end.detail
 
 
 async def test_a_child_that_takes_another_name_is_quarantined(monkeypatch: Any):

@@ -316,6 +316,32 @@ async def test_whose_peer_wants_no_other_writer_gets_an_error_unless_it_asks_for
         assert f"echo: {words}".startswith(answer.text)
 
 
+async def test_to_drain_waits_for_what_has_begun_and_for_who_still_reads_it():
+    async with cluster(server(tokens_per_s=100.0)) as (peer,):
+        drained: list[bool] = []
+
+        async def drain() -> None:
+            drained.append(await peer.drain())
+
+        async with trio.open_nursery() as nursery:
+            async with peer.stream("a b c") as answer:
+                nursery.start_soon(drain)
+                assert (await answer.whole()).text == "echo: a b c"
+                await trio.sleep(0.2)
+                assert drained == []
+            await until(lambda: drained)
+        assert drained == [True]
+        assert peer.draining
+        with pytest.raises(Refused, match="about to go"):
+            await peer.ask("d")
+
+
+async def test_to_drain_has_an_end():
+    async with cluster(server(tokens_per_s=1.0)) as (peer,), peer.stream("a b c " * 20) as answer:
+        await answer.begun()
+        assert await peer.drain(0.2) is False
+
+
 async def test_an_unknown_way_to_resume_is_refused_before_anything_is_asked():
     async with cluster(server()) as (peer,):
         with pytest.raises(ValueError, match="sometimes"):

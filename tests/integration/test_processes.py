@@ -276,13 +276,18 @@ def test_a_peer_that_is_told_to_go_finishes_what_it_has_begun(tmp_path: Path, by
         assert peer.stderr == ""
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path):
+def test_a_second_signal_ends_it_at_once_and_the_first_does_not(tmp_path: Path):
     with peers(tmp_path, rest="relay.drain_s = 1000", ada=1.0) as started:
         peer = started["ada"]
-        next(asked(peer, "x " * 200))
+        events = asked(peer, "x " * 200)  # held, or it would be called off
+        next(events)
         peer.process.send_signal(signal.SIGTERM)
         until(lambda: refuses(peer))
+        with pytest.raises(subprocess.TimeoutExpired):
+            peer.process.wait(2.0)
         assert peer.stop() == 0
+        with pytest.raises(client.Unsuccessful):
+            list(events)
 
 
 # -------------------------------------------------------------------- model files

@@ -54,5 +54,18 @@ def test_no_query_fails_while_each_peer_is_restarted(seed: int) -> None:
     assert not any(a.orphaned for a in asked)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_when_all_are_told_to_go_at_once_each_finishes_what_it_has(seed: int) -> None:
+    world, rng = World(seed, [Spec(slots=1) for _ in range(3)]), Random(seed)
+    world.run(5.0)
+    asked = [world.ask(rng.choice(world.awake()), tokens=100, budget_s=120.0) for _ in range(12)]
+    world.run(rng.uniform(0.0, 1.0))
+    for ident in world.awake():
+        world.happen(ident, e.Drained())
+    world.run(100.0)
+    assert [a.failed for a in asked if a.ended is None] == []
+    assert all(not node.machine.draining.left for node in world.nodes.values())
+
+
 def test_without_it_some_are_lost_with_the_peer_that_they_were_asked_at() -> None:
     assert any(a.orphaned for seed in range(4) for a in roll(seed, drained=False))

@@ -50,6 +50,14 @@ async def test_it_names_who_went_on_with_it():
     assert answer.resumed == (PATH[0], PATH[1])
 
 
+async def test_it_names_who_went_on_with_it_though_nothing_was_to_be_read_yet():
+    answer = Answer(Q, unrated)
+    for outcome in (Deliver(Q, Placed(PATH[:1], 1.0)), piece(0, ""), Deliver(Q, Placed(PATH, 1.0))):
+        answer.put(outcome)
+    answer.put(Deliver(Q, Chunk(Q, 1, 1, (1,), "b")))
+    assert answer.resumed == (PATH[1],)
+
+
 async def test_an_attempt_that_was_lost_before_its_first_piece_is_not_gone_on_with():
     answer = Answer(Q, unrated)
     answer.put(Deliver(Q, Placed(PATH, 1.0)))

@@ -104,6 +104,9 @@ def test_a_file_that_was_replaced_is_in_order_once_it_is_loaded_and_not_before(t
     files.check()
     with pytest.raises(EngineError, match="was replaced while it was being loaded"):
         files.check_loaded()
+    path.unlink()
+    with pytest.raises(EngineError, match="was replaced while it was being loaded"):
+        files.check_loaded()
 
 
 class Slow:
