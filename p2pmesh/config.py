@@ -16,9 +16,9 @@ from p2pmesh.errors import ConfigError
 
 def _positive(section: object, *names: str) -> None:
     for name in names:
-        value = getattr(section, name)
-        if not value > 0:
-            raise ConfigError(f"{type(section).__name__.lower()}.{name} must be above 0, not {value!r}")
+        value, key = getattr(section, name), f"{type(section).__name__.lower()}.{name}"
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{key} must be above 0 and finite, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

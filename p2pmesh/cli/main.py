@@ -198,6 +198,8 @@ def status(url: str | None, state: str, as_json: bool) -> None:
         return
     click.echo(f"{told['name']}  {told['id']}")
     click.echo(f"peers alive: {told['alive']}, links: {told['links']}, queries in flight: {told['flights']}")
+    if told["draining"]:
+        click.echo("it is about to go, and takes nothing new")
     for address in told["addresses"]:
         click.echo(f"join at {address}")
     for why in told["unreachable"].values():
@@ -275,8 +277,9 @@ def stop(url: str | None, state: str, as_json: bool) -> None:
 def drain(url: str | None, state: str, as_json: bool) -> None:
     """End the running peer once what it has begun has ended: it takes no new work, and hands over what waits.
 
-    After `relay.drain_s` seconds it goes all the same, and answers that it writes go on elsewhere. SIGTERM
-    and Ctrl-C do the same; a second one ends it at once."""
+    After `relay.drain_s` seconds it goes all the same: answers that it writes for others go on elsewhere, and
+    those that were asked of it end in an error. SIGTERM and Ctrl-C do the same; a second one ends it at
+    once."""
     base = client.find(url, state)
     told = client.call(base, "POST", "/mesh/v1/drain", {})
     client.wait_gone(base, url is None, state, told["grace_s"])

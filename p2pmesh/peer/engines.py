@@ -226,7 +226,7 @@ class EngineHandle:
         self._changed = trio.Event()
 
     def _fail_all(self, detail: str) -> None:
-        jobs, self._jobs, self._early = self._jobs, {}, []
+        jobs, self._jobs, self._early, self.metrics = self._jobs, {}, [], None
         for job, known in jobs.items():
             if known.wanted:
                 self._on_event(self, base.Failed(job, Reason.ENGINE_FAILED, detail))

@@ -41,6 +41,8 @@ _JOIN_RETRY_MAX_S = 30.0
 """Most seconds between them while there are other links."""
 _DRAIN_LOOK_S = 0.05
 """Seconds between two looks whether all has ended."""
+_LAST_WORDS_S = 1.0
+"""Seconds that who asked here has to hear that there will be no more."""
 _FAREWELL_S = 0.2
 """Seconds for the goodbyes to leave before the links close."""
 
@@ -195,6 +197,7 @@ class Peer:
             "id": self.id,
             "name": self.name,
             "addresses": list(self.addresses),
+            "draining": machine.draining.begun,
             "links": len(machine.membership.links),
             "alive": sum(member.alive for member in members),
             "flights": len(machine.relay.flights),
@@ -229,9 +232,14 @@ class Peer:
         return self._driver.machine.draining.begun
 
     async def leave(self) -> None:
-        """Say goodbye to all neighbours, so that nobody waits for us, and look for nobody from now on."""
+        """Say goodbye to all neighbours, so that nobody waits for us, and look for nobody from now on.
+
+        What was asked here and has not ended ends in an error, which its asker has a second to take."""
         self._left = True
         self._driver.feed(e.Departed())
+        with trio.move_on_after(_LAST_WORDS_S):
+            while self._streams:  # noqa: ASYNC110  # as in `drain`
+                await trio.sleep(_DRAIN_LOOK_S)
         await trio.sleep(_FAREWELL_S if self._host.links() else 0)
 
 
@@ -280,7 +288,8 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         try:
             yield peer
         finally:
-            with trio.CancelScope(deadline=trio.current_time() + 2 * _FAREWELL_S, shield=True):
+            most = _LAST_WORDS_S + 2 * _FAREWELL_S
+            with trio.CancelScope(deadline=trio.current_time() + most, shield=True):
                 await peer.leave()
 
 

@@ -37,20 +37,21 @@ class Draining:
         self._gossip, self._local, self._relay = gossip, local, relay
         self._plan, self._compare = plan, compare
         self.begun = False
-        self._able = gossip.me.record.capability
-        """What this peer can do in truth."""
+        self.able = gossip.me.record.capability
+        """What this peer can do in truth, as it was last described."""
         self._taken: set[QueryId] = set()
         """What was in flight here when it began."""
 
     def published(self, capability: Capability) -> Capability:
         """Return what others are told of `capability`: of one who goes, that its models have no slots, as of
         one whose models are being restarted. They choose it for no query, and forget nothing of it."""
-        self._able = capability
-        return self._going() if self.begun else capability
+        if not self.begun:
+            return capability
+        return replace(capability, models=tuple(replace(model, slots=0) for model in capability.models))
 
     def own(self, query: Query) -> Capability:
         """Return what this peer can do for `query`: all it can for what it had taken before."""
-        return self._going() if self.begun and query.id not in self._taken else self._able
+        return self.able if query.id in self._taken else self.published(self.able)
 
     @property
     def left(self) -> int:
@@ -64,7 +65,7 @@ class Draining:
             return
         self.begun = True
         self._taken = {flight.query.id for flight in self._relay.flights}
-        self._gossip.describe(self._going(), self._gossip.me.record.addresses, now)
+        self._gossip.describe(self.published(self.able), self._gossip.me.record.addresses, now)
         backlog = self._local.backlog(now)
         for ahead, job in enumerate(self._local.waiting()):
             flight = self._relay.flights.get(job.query.id)
@@ -81,6 +82,13 @@ class Draining:
             if there.time_s <= budget_s and (gain_s > 0.0 or there.time_s + gain_s > self._drain_s):
                 self._hand_over(query, there, now)
 
+    def end(self, now: float) -> None:
+        """It goes now: whoever asked here is told, while there is somebody to tell him."""
+        for flight in self._relay.flights:
+            if flight.upstream is None:
+                self._relay.cancel(flight.query.id, now)
+                self._relay.flights.end_badly(flight, Reason.PEER_LOST, "the peer that was asked was ended")
+
     def _hand_over(self, query: Query, there: Scored, now: float) -> None:
         flight = self._relay.flights.get(query.id)
         assert flight is not None, "what waits here has a flight"
@@ -90,6 +98,3 @@ class Draining:
         # Whoever sent it finds the way by himself, and it does not lead through here.
         self._local.finished(query.id)
         self._relay.flights.end_badly(flight, Reason.OVERLOADED, "this peer is about to go", 1.0)
-
-    def _going(self) -> Capability:
-        return replace(self._able, models=tuple(replace(model, slots=0) for model in self._able.models))

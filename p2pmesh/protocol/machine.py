@@ -155,6 +155,7 @@ class Machine:
             case e.Drained():
                 self.draining.begin(self.me, now)
             case e.Departed():
+                self.draining.end(now)
                 self.membership.leave(self.gossip.me.record.version)
             case e.Described():
                 self._described(event, now)
@@ -275,12 +276,11 @@ class Machine:
         except LocalProtocolError as exc:  # what could not travel is not published, and not served either
             self._out.append(e.Notify(self.me, f"cannot publish what this peer says of itself: {exc}"))
             return
+        self.draining.able = event.capability
         for query in self._local.describe(event.capability.models):
             self.relay.failed(
                 e.Failed(query.id, query.attempt, Reason.ENGINE_FAILED, "its model went away"), now
             )
-
-    # -- what the parts ask of one another ------------------------------------------------------------
 
     def _refute(self, peer: PeerId, version: Version) -> None:
         if not self.membership.has_left:  # what is said of one who goes is true

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,9 @@ def peers(folder: Path, rest: str = "", **speeds: float) -> Iterator[dict[str, P
 
 
 def _free_port() -> int:
-    """A port that is free now: known before the peers start, so that they can start all at once."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that is free now: known before the peers start, so that they can start all at once. Below those
+    that the system gives to connections, one of which would take it before the peer does."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("a hundred ports in use")

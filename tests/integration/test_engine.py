@@ -838,6 +838,7 @@ async def test_a_file_that_is_written_to_while_it_is_in_use_spoils_no_answer(mod
         end = await engine.end("a")
         assert end.reason is Reason.ENGINE_FAILED
         assert "its model file was written to while it was in use" in end.detail
+        assert engine.handle.metrics is None  # nothing runs there
         copied(model, used)
         await engine.handle.wait_ready()
         engine.ask("b", QUESTIONS[0])

@@ -277,16 +277,26 @@ def test_a_peer_that_is_told_to_go_finishes_what_it_has_begun(tmp_path: Path, by
 
 
 def test_a_second_signal_ends_it_at_once_and_the_first_does_not(tmp_path: Path):
-    with peers(tmp_path, rest="relay.drain_s = 1000", ada=1.0) as started:
+    with peers(tmp_path, rest="relay.drain_s = 1000", ada=10.0) as started:
         peer = started["ada"]
-        events = asked(peer, "x " * 200)  # held, or it would be called off
+        events = asked(peer, "x " * 150)  # held, or it would be called off
         next(events)
         peer.process.send_signal(signal.SIGTERM)
         until(lambda: refuses(peer))
         with pytest.raises(subprocess.TimeoutExpired):
             peer.process.wait(2.0)
         assert peer.stop() == 0
-        with pytest.raises(client.Unsuccessful):
+        with pytest.raises(client.Unsuccessful, match="the peer that was asked was ended"):
+            list(events)
+
+
+def test_who_asked_is_told_when_the_time_is_up(tmp_path: Path):
+    """The stream was cut off, without an error and without an end."""
+    with peers(tmp_path, rest="relay.drain_s = 0.5", ada=10.0) as started:
+        events = asked(started["ada"], "x " * 150)
+        next(events)
+        assert started["ada"].stop() == 0
+        with pytest.raises(client.Unsuccessful, match="the peer that was asked was ended"):
             list(events)
 
 

@@ -39,6 +39,7 @@ def test_no_bound_may_be_zero(kind: type[object], name: str) -> None:
         (lambda: c.Routing(lambda_s=-1.0), ["lambda_s"]),
         (lambda: c.ModelConfig(model="m", tokens_per_s=0.0), ["tokens_per_s"]),
         (lambda: c.Relay(attempts_max=256), ["attempts_max", "255"]),
+        (lambda: c.Relay(drain_s=float("inf")), ["relay.drain_s", "finite", "inf"]),
         (lambda: c.Relay(resume="Any"), ["relay.resume", "any, same-model or never", "'Any'"]),
         (lambda: c.Relay(keepalive_s=3.0), ["keepalive_s", "silence_max_s"]),
         (lambda: c.Net(dial_timeout_s=0.0), ["dial_timeout_s"]),

@@ -200,3 +200,18 @@ def test_one_without_models_says_nothing_new_but_that() -> None:
     on = Bench(replace(UNABLE, space="s"))
     on.handle(e.Drained())
     assert on.machine.gossip.me.record.capability == replace(UNABLE, space="s")
+
+
+def test_who_asked_here_is_told_when_it_goes_all_the_same() -> None:
+    on = full()
+    on.link(A)
+    on.say(A, m.Forward(query(1, path=(Hop(A, "a", ""),), options=LONG)))
+    effects = on.handle(e.Departed())
+    fails = of(effects, e.Fail)
+    assert {fail.query_id for fail in fails} == {query(100 + i).id for i in range(MODEL.slots)}
+    assert {(fail.reason, fail.detail) for fail in fails} == {
+        (Reason.PEER_LOST, "the peer that was asked was ended")
+    }
+    assert len(of(effects, e.Abort)) == MODEL.slots
+    assert len(on.machine.relay.flights) == 1  # what A asked goes on elsewhere once the link has closed
+    assert not of(on.handle(e.Finished(query(100).id, 0, Usage(1, 1), "stop")), e.Deliver)

@@ -84,7 +84,7 @@ def test_what_is_laid_over_wins_key_by_key_and_lists_whole(write: Any):
         ("models = {model = 'x'}", "Expected array, got object - at models"),
         ("[[models]]", "missing required field model - at models[0]"),
         ("engine.slots = 1.5", "Expected int, got float - at engine.slots"),
-        ("engine.slots = 0", "engine.slots must be above 0, not 0"),
+        ("engine.slots = 0", "engine.slots must be above 0 and finite, not 0"),
         ("skills = [{name = 'x', examples = ['a'], quality = 2}]", "quality of 'x' must lie within 0..1"),
         ("skills = [{name = 'x'}]", "skill 'x' needs at least one example prompt"),
         ("models = [" + "{model = 'm'}," * 17 + "]", "17 models, at most 16"),
