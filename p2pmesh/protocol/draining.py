@@ -87,7 +87,7 @@ class Draining:
         for flight in self._relay.flights:
             if flight.upstream is None:
                 self._relay.cancel(flight.query.id, now)
-                self._relay.flights.end_badly(flight, Reason.PEER_LOST, "the peer that was asked was ended")
+                self._relay.flights.end_badly(flight, Reason.PEER_LOST, "this peer has left the mesh")
 
     def _hand_over(self, query: Query, there: Scored, now: float) -> None:
         flight = self._relay.flights.get(query.id)

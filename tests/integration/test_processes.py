@@ -286,7 +286,7 @@ def test_a_second_signal_ends_it_at_once_and_the_first_does_not(tmp_path: Path):
         with pytest.raises(subprocess.TimeoutExpired):
             peer.process.wait(2.0)
         assert peer.stop() == 0
-        with pytest.raises(client.Unsuccessful, match="the peer that was asked was ended"):
+        with pytest.raises(client.Unsuccessful, match="this peer has left the mesh"):
             list(events)
 
 
@@ -296,7 +296,7 @@ def test_who_asked_is_told_when_the_time_is_up(tmp_path: Path):
         events = asked(started["ada"], "x " * 150)
         next(events)
         assert started["ada"].stop() == 0
-        with pytest.raises(client.Unsuccessful, match="the peer that was asked was ended"):
+        with pytest.raises(client.Unsuccessful, match="this peer has left the mesh"):
             list(events)
 
 

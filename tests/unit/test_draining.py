@@ -210,7 +210,7 @@ def test_who_asked_here_is_told_when_it_goes_all_the_same() -> None:
     fails = of(effects, e.Fail)
     assert {fail.query_id for fail in fails} == {query(100 + i).id for i in range(MODEL.slots)}
     assert {(fail.reason, fail.detail) for fail in fails} == {
-        (Reason.PEER_LOST, "the peer that was asked was ended")
+        (Reason.PEER_LOST, "this peer has left the mesh")
     }
     assert len(of(effects, e.Abort)) == MODEL.slots
     assert len(on.machine.relay.flights) == 1  # what A asked goes on elsewhere once the link has closed
