@@ -264,7 +264,8 @@ def id_(url: str | None, state: str, as_json: bool) -> None:
 def stop(url: str | None, state: str, as_json: bool) -> None:
     """End the running peer at once; it says goodbye to its neighbours first, and is gone when this returns.
 
-    Answers that it writes go on elsewhere; those that were asked of it are cut off. See `drain`."""
+    Answers that it writes for others go on elsewhere; those that were asked of it end in an error. See
+    `drain`."""
     base = client.find(url, state)
     told = client.call(base, "POST", "/mesh/v1/stop", {})
     client.wait_gone(base, url is None, state)

@@ -1,7 +1,8 @@
 """A peer is about to go: nothing new is for it, what waits goes to others, what runs is finished.
 
 It knows the queue here and what this peer says of itself. When there is an end to waiting is the host's
-business: what still runs then is lost like any, and whoever asked goes on with it elsewhere.
+business: what still runs then is lost like any, and other peers go on with what they asked; who asked here is
+told.
 """
 
 from __future__ import annotations
