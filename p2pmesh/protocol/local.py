@@ -60,7 +60,7 @@ class Local:
     def __init__(self, config: Config, lengths: AnswerLength, out: list[Effect]) -> None:
         self._config = config.relay
         self._routing = config.routing
-        self._lengths = lengths
+        self.lengths = lengths
         self._out = out
         self._models: dict[str, ModelInfo] = {}
         self._jobs: dict[QueryId, Job] = {}
@@ -217,14 +217,14 @@ class Local:
         """Seconds of its work that are left, told by the tokens it has written."""
         assert job.started_at is not None
         decode_s = 1.0 / max(job.model.decode_tps, 1e-3)
-        answer_s = decode_s * self._lengths.left(job.query.options.max_tokens, job.tokens) / self.pace
+        answer_s = decode_s * self.lengths.left(job.query.options.max_tokens, job.tokens) / self.pace
         if job.begun:
             return answer_s
         return max(answer_s, job.work_s / self.pace - (now - job.started_at))
 
     def _work_s(self, query: Query, model: ModelInfo) -> float:
         held = Remembered(query, self._routing).tokens(model.name, self._held)
-        return work_s(query, model, self._routing, self._lengths, held)
+        return work_s(query, model, self._routing, self.lengths, held)
 
     def _free_slots(self) -> int:
         return sum(max(0, m.slots - self._running[m.name]) for m in self._models.values())

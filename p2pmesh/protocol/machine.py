@@ -8,8 +8,6 @@ it hands each event to the part that knows, and lets every part do what is due.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from random import Random
 
 from typing_extensions import assert_never
@@ -18,9 +16,8 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.batching import Backlog
+from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.codec import Codec
-from p2pmesh.protocol.directory import ALL_WEIGHED_MAX, Directory
 from p2pmesh.protocol.draining import Draining
 from p2pmesh.protocol.experience import Experience
 from p2pmesh.protocol.gossip import Gossip, Signer
@@ -28,21 +25,13 @@ from p2pmesh.protocol.linking import Linking
 from p2pmesh.protocol.loads import Loads
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
+from p2pmesh.protocol.planning import Planning
 from p2pmesh.protocol.ratings import Ratings
 from p2pmesh.protocol.relay import Relay
-from p2pmesh.protocol.routing import (
-    Candidate,
-    Decision,
-    Estimates,
-    Kind,
-    Scored,
-    choose,
-    score,
-    stranger,
-)
-from p2pmesh.protocol.seeking import Seeking
+from p2pmesh.protocol.routing import Decision, Scored
 from p2pmesh.protocol.stealing import Stealing
-from p2pmesh.query import Ended, Query
+from p2pmesh.protocol.workload import AnswerLength
+from p2pmesh.query import Ended, Query, QueryId
 from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Version
 
 _AWAY_S = 0.25
@@ -68,25 +57,24 @@ class Machine:
         """The deadline that the host was told; whoever comes later was away. None yet."""
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
         self.gossip = Gossip(record, config, self.codec, signer, self.membership, rng, self._out, now)
-        self._directory: tuple[tuple[int, int], Directory] | None = None
-        """The records as arrays, and as of which change."""
         experience = self._experience = Experience(me, epoch)
-        self._estimates = Estimates(quality=experience.quality)
-        lengths = self._estimates.lengths
-        self._local = Local(config, lengths, self._out)
-        asked = (self._plan, self._sent, self._reach, self._can_embed, self._answered)
-        self.relay = Relay(me, name, config, self._local, lengths, *asked, self._out)
+        breakers = Breakers()
+        self._local = Local(config, AnswerLength(), self._out)
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
+        self.loads = Loads(config, self._linking.load_set, self._out, now)
+        parts = (self.membership, self.gossip, self._local, self.loads, experience, breakers)
+        asked = (self._able, self._tried, lambda: self._now)
+        planning = self._planning = Planning(me, name, config, *parts, *asked)
+        asking = (planning.plan, self._sent, self._reach, self._can_embed, self._answered)
+        self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
         self._spared = (-math.inf, False)
         """Whether a link could give way, and as of when."""
         self.membership.can_spare = self._can_spare
-        self._seeking = Seeking(me, self.membership, self.gossip, self._weigh)
-        self.loads = Loads(config, self._linking.load_set, self._out, now)
-        queued, compare = self.loads.queued, self._compare
-        self._stealing = Stealing(config, self._local, self.relay, queued, compare, self._out)
-        self.ratings = Ratings(experience, self._linking.load_set, self._topic_of, self._out, now)
-        self.draining = Draining(config, self.gossip, self._local, self.relay, self._plan, compare)
+        compare, topic_of = planning.compare, planning.topic_of
+        self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
+        self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
+        self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
         self._parts = (self.membership, self._linking, self.gossip, self.loads, self.ratings, self.relay)
 
     # -- the whole boundary ---------------------------------------------------------------------------
@@ -124,7 +112,7 @@ class Machine:
 
     def explain(self, query: Query) -> Decision:
         """Return the decision that would be taken here for `query`, without taking it."""
-        return self._plan(query, (), self._now)
+        return self._planning.plan(query, (), self._now)
 
     def records(self) -> list[PeerRecord]:
         """Return this peer's record, then those of all members, by id."""
@@ -303,6 +291,13 @@ class Machine:
         if row.next_hop == row.peer:  # it is not the neighbour on the way that has the work
             self.loads.sent(row.peer, row.work_s)
 
+    def _able(self, query: Query) -> Capability:
+        return self.draining.own(query)
+
+    def _tried(self, query_id: QueryId) -> tuple[PeerId, ...]:
+        flight = self.relay.flights.get(query_id)
+        return () if flight is None else flight.tried
+
     def _own(self) -> Capability:
         return self.gossip.me.record.capability
 
@@ -321,24 +316,10 @@ class Machine:
             if minds is not None and self._minds(ident) != minds:
                 self._experience.forget(ident)  # what its old models did says nothing of the new ones
 
-    def _may_see(self, peer: PeerId, zone: str) -> bool:
-        its = self._known(peer)
-        return its is not None and zone in its.zones
-
     def _minds(self, peer: PeerId) -> frozenset[str] | None:
         """Return the digests of the models of `peer`; None: it is not known."""
         its = self._known(peer)
         return None if its is None else frozenset(model.digest for model in its.models)
-
-    def _topic_of(self, query: Query, peer: PeerId, model: str) -> tuple[str, float] | None:
-        candidates = self._candidates(query, (), self._now)
-        rows = score(query, self.me, candidates, self._estimates, self._config.routing)
-        row = next((row for row in rows if (row.peer, row.model) == (peer, model)), None)
-        its = self._own() if peer == self.me else self._known(peer)
-        if row is None or its is None:
-            return None
-        claims = [skill.quality for skill in its.skills if skill.name == row.skill]
-        return row.skill, claims[0] if claims else self._config.routing.general_quality
 
     def _evict(self, spare: set[PeerId]) -> bool:
         """End the oldest link to one of `spare` that no query goes through. Returns whether there was one."""
@@ -359,91 +340,3 @@ class Machine:
         if self._spared[0] != self._now:
             self._spared = self._now, bool(self._idle(self._linking.spare()))
         return self._spared[1]
-
-    def _plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
-        routing, estimates = self._config.routing, self._estimates
-        found: tuple[PeerId, ...] = ()
-        strangers: list[Scored] = []
-        if self._seeking.wanted(query):
-            search, lead = self._seeking.step(query, {*tried, *query.excluded})
-            if lead is not None:
-                way = self.membership.way_to(lead.peer)
-                row = stranger(replace(lead, work_s=lead.work_s or 0.0), routing)
-                row = row._replace(next_hop=lead.peer if way is None else way[0])
-                return Decision(Kind.SEEK, row, None, "", (), search)
-            found = tuple(lead.peer for lead in search.leads)
-            strangers = [stranger(lead, routing) for lead in self._seeking.strangers(search)]
-        candidates = self._candidates(query, tried, now, also=found)
-        return choose(query, self.me, candidates, estimates, routing, strangers)
-
-    def _weigh(self, query: Query, peers: Sequence[PeerId]) -> Sequence[Scored]:
-        candidates = self._candidates(query, (), self._now, only=peers)
-        return score(query, self.me, candidates, self._estimates, self._config.routing)
-
-    def _compare(
-        self, query: Query, peer: PeerId, before: Backlog, now: float
-    ) -> tuple[Scored, float] | None:
-        """Return what `query`, which waits here behind `before`, would be at `peer`, and the seconds of J
-        that it would gain there; None: it may not go there."""
-        flight = self.relay.flights.get(query.id)
-        tried = () if flight is None else flight.tried  # whoever refused it once does so again
-        candidates = self._candidates(query, tried, now, only=(self.me, peer))
-        candidates = [c._replace(backlog=before) if c.peer == self.me else c for c in candidates]
-        rows = score(query, self.me, candidates, self._estimates, self._config.routing)
-        feasible = [row for row in rows if row.why_not is None]
-        there = next((row for row in feasible if row.peer == peer and row.next_hop == peer), None)
-        here = next((row for row in feasible if row.peer == self.me), None)
-        room = len(query.path) < self._config.limits.hops_max
-        if there is None or here is None or here.continues > there.continues or not room:
-            return None
-        return there, here.j_s - there.j_s
-
-    def _candidates(
-        self,
-        query: Query,
-        tried: tuple[PeerId, ...],
-        now: float,
-        only: Collection[PeerId] = (),
-        also: Collection[PeerId] = (),
-    ) -> list[Candidate]:
-        """Return this peer and, of `only` or of those worth weighing and `also`, who can be reached."""
-        barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
-        candidates = []
-        if self.me not in barred:
-            backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
-            mine = self.draining.own(query)
-            candidates.append(Candidate(self.me, self.name, mine, backlog, 0.0, self.me, *own))
-        records, links = self.gossip.records, self.membership.links
-        blind: set[PeerId] | None = None
-        for peer in only or dict.fromkeys((*self._worth_weighing(query), *also)):
-            signed = records.get(peer)
-            if signed is None or peer in barred or not self.membership.is_alive(peer):
-                continue
-            if peer not in links and blind is None:
-                # Who passes a query on can read it: one that may not see it is no way to one that may.
-                blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
-            if (way := self.membership.way_to(peer, blind or barred)) is None:
-                continue
-            known, load = self.loads.backlog(peer, now), self.loads.of(peer)
-            told = () if load is None else (load.held, load.pace)
-            name, capability = signed.record.name or peer[-8:], signed.record.capability
-            candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
-        return candidates
-
-    def _worth_weighing(self, query: Query) -> Iterable[PeerId]:
-        """All that are known while they are few; else the links, whose load is known, and the likeliest."""
-        records = self.gossip.records
-        if len(records) <= ALL_WEIGHED_MAX:
-            return records
-        changes = (self.gossip.changes, self.membership.changes)
-        if self._directory is None or self._directory[0] != changes:
-            alive = {i: r.record.capability for i, r in records.items() if self.membership.is_alive(i)}
-            self._directory = changes, Directory(alive)
-        likely = self._directory[1].shortlist(query, self._estimates.lengths, self._config.routing)
-        return dict.fromkeys((*self.membership.links, *likely))
-
-    def _rtt_s(self, neighbour: PeerId, distance: int) -> float:
-        default = self._config.routing.rtt_default_s
-        link = self.membership.links.get(neighbour)
-        measured = default if link is None or link.rtt_s is None else link.rtt_s
-        return measured + default * (distance - 1)

@@ -1,10 +1,9 @@
 """Queries in flight: forward, stream back, hand over, cancel, expire.
 
 One `Flight` per query and peer. Each hop answers for the next one: it hears a sign of life from downstream at
-least every `silence_max_s`, and gives one upstream at least every `keepalive_s`. A refusal, and a loss before
-the first token, is handled where it is noticed, by the next-best choice; a loss amid the answer goes back to
-the origin, which alone starts a new attempt.
-It asks `plan` where a query goes and `local` to serve it, and knows nothing of members, records or models.
+least every `silence_max_s`, and gives one upstream at least every `keepalive_s`. What is done
+where that fails is for `recovery` to say. It asks `plan` where a query goes and `local` to serve it, and
+knows nothing of members, records or models.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from dataclasses import replace
 
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
+from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.events import Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
 from p2pmesh.protocol.flight import Flight, Flights, Phase, brief
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
+from p2pmesh.protocol.recovery import Recovery
 from p2pmesh.protocol.routing import Decision, Kind, Scored
-from p2pmesh.protocol.workload import AnswerLength
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume, Search
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
 from p2pmesh.record import NOBODY, PeerId
 
 _UNLINKED_MAX = 8
@@ -38,7 +38,7 @@ class Relay:
         name: str,
         config: Config,
         local: Local,
-        lengths: AnswerLength,
+        breakers: Breakers,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
@@ -51,12 +51,13 @@ class Relay:
         self._config = config.relay
         self._limits = config.limits
         self._local = local
-        self._lengths = lengths
         self._plan = plan
         self._sent = sent
         self._reach = reach
         self._can_embed = can_embed
         self._out = out
+        self._breakers = breakers
+        self._recovery = Recovery(me, config, self.flights, breakers, self._route)
 
     @property
     def deadline(self) -> float:
@@ -76,6 +77,7 @@ class Relay:
         if self.flights.get(query.id) is not None:
             self._out.append(Fail(query.id, Reason.BAD_REQUEST, "this query id is in flight already"))
             return
+        self._recovery.budget.earn()
         flight = Flight(query, None, now + query.budget_s, Phase.EMBEDDING)
         self.flights.add(flight)
         self._begin(flight, now)
@@ -113,6 +115,7 @@ class Relay:
             return
         # A path has a bound, and so has what is left of it, whatever the sender says.
         query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
+        self._recovery.budget.earn()
         budget_s = min(query.budget_s, self._config.budget_max_s)
         flight = Flight(query, peer, now + budget_s, Phase.EMBEDDING)
         flight.alive_at = now + self._config.keepalive_s
@@ -141,7 +144,7 @@ class Relay:
         never came to its ears, and goes elsewhere. What it has all the same is lost like any."""
         for flight in self.flights:
             if flight.phase is Phase.OFFERED and flight.downstream == peer:
-                self._elsewhere(flight, peer, now)
+                self._recovery.elsewhere(flight, peer, now)
         self.disconnected(peer, now)
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
@@ -176,18 +179,18 @@ class Relay:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
         if message.best == self.me and not flight.begun:
             flight.query = replace(flight.query, target=self.me, search=None)
-            self._elsewhere(flight, peer, now)
+            self._recovery.elsewhere(flight, peer, now)
         elif any(hop.peer == message.best for hop in flight.query.path) and not flight.begun:
             self._give_back(flight, message.best, message.detail)
         elif message.reason is Reason.PEER_LOST:
             flight.tried = (*flight.tried, peer)  # it lives, and found no other way
-            self._lost(flight, message.dead or (peer,), now)
+            self._recovery.lost(flight, message.dead or (peer,), now)
         elif message.reason is Reason.ENGINE_FAILED:
-            self._crashed(flight, peer, now)
+            self._recovery.crashed(flight, peer, now)
         elif flight.begun or message.reason in _FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
         else:
-            self._elsewhere(flight, peer, now)
+            self._recovery.refused(flight, peer, now)
 
     def on_tokens(self, peer: PeerId, chunk: Chunk, now: float) -> None:
         """The next piece. A repeated one is dropped; a gap ends the answer."""
@@ -198,7 +201,7 @@ class Relay:
         # A peer that goes on for ever, or sends text that no token spells, would fill the asker's memory.
         endless = not chunk.tokens or flight.tokens > flight.query.options.max_tokens
         if chunk.index > flight.index or endless:
-            self._lost_piece(flight, peer, now)
+            self._recovery.lost_piece(flight, peer, now)
             return
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
@@ -210,14 +213,12 @@ class Relay:
         if flight is None:
             return
         if message.chunks != flight.index:
-            self._lost_piece(flight, peer, now)
+            self._recovery.lost_piece(flight, peer, now)
             return
-        self._lengths.observed(flight.tokens)
+        self._local.lengths.observed(flight.tokens)
+        for server in {peer, *(hop.peer for hop in flight.path[-1:])}:
+            self._breakers.served(server, now)
         self.flights.complete(flight, message.ended)
-
-    def _lost_piece(self, flight: Flight, peer: PeerId, now: float) -> None:
-        self.flights.release(flight)
-        self._lost(flight, (peer,), now, "a piece of the answer went missing")
 
     def on_error(self, peer: PeerId, message: Error, now: float) -> None:
         """The answer broke downstream; where nothing of it has come through here, that is a refusal."""
@@ -235,7 +236,8 @@ class Relay:
                 self.flights.forget(flight)
             elif flight.downstream == peer and flight.phase is not Phase.DIALLING:
                 flight.downstream = None
-                self._lost(flight, (peer,), now)
+                self._breakers.failed(peer, now)
+                self._recovery.lost(flight, (peer,), now)
 
     # -- from our own models --------------------------------------------------------------------------
 
@@ -254,7 +256,8 @@ class Relay:
             return
         job = self._local.finished(event.query_id)
         assert job is not None, "a flight in phase LOCAL has a job"
-        self._lengths.observed(event.usage.completion_tokens)
+        self._local.lengths.observed(event.usage.completion_tokens)
+        self._breakers.served(self.me, now)
         ended = Ended(event.usage, event.finish_reason, job.model.name, job.model.digest, flight.path)
         self.flights.complete(flight, ended)
 
@@ -269,23 +272,11 @@ class Relay:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
         flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
         if event.reason is Reason.ENGINE_FAILED:
-            self._crashed(flight, self.me, now)
+            self._recovery.crashed(flight, self.me, now)
         elif flight.begun or event.reason in _FINAL:
             self.flights.end_badly(flight, event.reason, detail)
         else:
-            self._elsewhere(flight, self.me, now)
-
-    def _crashed(self, flight: Flight, peer: PeerId, now: float) -> None:
-        """A model crashed over it. The origin alone tries another, and not for ever: it may be the query that
-        kills them, and would travel through the mesh from model to model."""
-        assert flight.refusal is not None
-        flight.crashes += 1
-        if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
-            self.flights.end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail)
-        elif flight.begun:
-            self._again(flight, (peer,), Reason.ENGINE_FAILED, flight.refusal.detail, now)
-        else:
-            self._elsewhere(flight, peer, now)
+            self._recovery.elsewhere(flight, self.me, now)
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -300,10 +291,9 @@ class Relay:
                 silent = flight.downstream
                 if flight.phase is Phase.DIALLING:
                     self.flights.release(flight)
-                    self._elsewhere(flight, silent, now)
+                    self._recovery.elsewhere(flight, silent, now)
                 else:
-                    self.flights.release(flight)
-                    self._lost(flight, (silent,), now)
+                    self._recovery.silent(flight, silent, now)
             else:
                 self.flights.say_alive(flight, now)
             if flight in self.flights:
@@ -341,11 +331,6 @@ class Relay:
             flight.tried = (*flight.tried, decision.chosen.next_hop)
         return self.flights.end_badly(flight, Reason.OVERLOADED, "no room for another link", 1.0)
 
-    def _elsewhere(self, flight: Flight, without: PeerId, now: float) -> None:
-        """Choose anew, past one that will not or cannot."""
-        flight.downstream, flight.placed, flight.tried = None, False, (*flight.tried, without)
-        self._route(flight, now)
-
     def _offer(
         self,
         flight: Flight,
@@ -368,6 +353,7 @@ class Relay:
             return False
         if search is None:
             self._sent(chosen, now)
+            self._breakers.sent(chosen.peer, now)
         if linked:
             self._send_onward(flight, chosen.next_hop, now)
         else:
@@ -397,52 +383,18 @@ class Relay:
         flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
         flight.placed = False
         if not self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now):
-            self._elsewhere(flight, chosen.peer, now)
+            self._recovery.elsewhere(flight, chosen.peer, now)
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         flight.phase, flight.downstream = Phase.LOCAL, None
+        self._breakers.sent(self.me, now)
         eta = self._local.submit(flight.query, chosen.model, now)
         if eta is None:
             wait = max(1.0, self._local.remaining_s(now))
             flight.refusal = Refuse(*flight.ident, Reason.OVERLOADED, f"{self.name} has a full queue", wait)
-            self._elsewhere(flight, self.me, now)
+            self._recovery.elsewhere(flight, self.me, now)
             return
         self.flights.place(flight, (*flight.query.path, hop), eta, self._local.digest(chosen.model), now)
-
-    def _lost(
-        self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"
-    ) -> None:
-        """Downstream is gone. Who lost it finds another way on from here, while nothing of the answer has
-        come; after that the origin alone starts again, with what it has, under a new attempt number."""
-        flight.downstream = None
-        dead = tuple(p for p in dead if p != self.me)  # whatever they say, we are not dead
-        if flight.upstream is None:
-            self._again(flight, dead, Reason.PEER_LOST, how, now)
-            return
-        excluded = flight.excluded_with(dead)
-        if flight.begun or len(excluded) > self._limits.excluded_max:
-            self.flights.end_badly(flight, Reason.PEER_LOST, how, dead=dead)
-            return
-        flight.query, flight.placed = replace(flight.query, excluded=excluded), False
-        flight.refusal = Refuse(*flight.ident, Reason.PEER_LOST, how, dead=dead)
-        self._route(flight, now)
-
-    def _again(
-        self, flight: Flight, without: tuple[PeerId, ...], reason: Reason, how: str, now: float
-    ) -> None:
-        """Send the query out anew, with what has been written of its answer, past those it was lost with."""
-        excluded = flight.excluded_with(tuple(p for p in without if p != self.me))
-        accepted = flight.accepted()
-        if accepted is not None and flight.query.resume is Resume.NEVER:
-            return self.flights.end_badly(flight, reason, how)
-        if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
-            return self.flights.end_badly(flight, reason, f"{how}, and too many before it")
-        if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
-            return self.flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
-        flight.begin_again(excluded, tuple(p for p in without if p == self.me), accepted)
-        # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
-        flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
-        return self._route(flight, now)
 
     def _stop_work(self, flight: Flight) -> None:
         if flight.phase is Phase.LOCAL:

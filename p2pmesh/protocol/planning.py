@@ -1,0 +1,184 @@
+"""Who might serve a query, as far as this peer knows, and what follows: a decision.
+
+It gathers what membership, gossip, loads, the own queue, experience and the breakers know into candidates,
+for `routing` to choose among. It decides by no rule of its own but this: a peer that keeps failing gets
+nothing while another can take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+
+from p2pmesh.config import Config
+from p2pmesh.protocol.batching import Backlog
+from p2pmesh.protocol.breakers import Breakers
+from p2pmesh.protocol.directory import ALL_WEIGHED_MAX, Directory
+from p2pmesh.protocol.experience import Experience
+from p2pmesh.protocol.gossip import Gossip
+from p2pmesh.protocol.loads import Loads
+from p2pmesh.protocol.local import Local
+from p2pmesh.protocol.membership import Membership
+from p2pmesh.protocol.routing import Candidate, Decision, Estimates, Kind, Scored, choose, score, stranger
+from p2pmesh.protocol.seeking import Seeking
+from p2pmesh.query import Query, QueryId
+from p2pmesh.record import Capability, PeerId
+
+
+class Planning:
+    """What one peer plans with."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        name: str,
+        config: Config,
+        membership: Membership,
+        gossip: Gossip,
+        local: Local,
+        loads: Loads,
+        experience: Experience,
+        breakers: Breakers,
+        own: Callable[[Query], Capability],
+        tried: Callable[[QueryId], tuple[PeerId, ...]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`own` returns what this peer can do for a query, `tried` who refused one that is in flight here,
+        and `clock` when the event that is being handled came."""
+        self.me, self.name = me, name
+        self._config = config
+        self._membership, self._gossip = membership, gossip
+        self._local, self._loads = local, loads
+        self._experience, self._breakers = experience, breakers
+        self._own, self._tried, self._clock = own, tried, clock
+        self.estimates = Estimates(local.lengths, self._quality)
+        self._seeking = Seeking(me, membership, gossip, self._weigh)
+        self._directory: tuple[tuple[int, int], Directory] | None = None
+        """The records as arrays, and as of which change."""
+
+    # -- what is asked of it --------------------------------------------------------------------------
+
+    def topic_of(self, query: Query, peer: PeerId, model: str) -> tuple[str, float] | None:
+        candidates = self._candidates(query, (), self._clock())
+        rows = score(query, self.me, candidates, self.estimates, self._config.routing)
+        row = next((row for row in rows if (row.peer, row.model) == (peer, model)), None)
+        its = self._capability(peer)
+        if row is None or its is None:
+            return None
+        claims = [skill.quality for skill in its.skills if skill.name == row.skill]
+        return row.skill, claims[0] if claims else self._config.routing.general_quality
+
+    def plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
+        """Decide where `query` goes, past those that refused it. Nothing goes to a peer whose breaker is
+        open, unless there is nobody else."""
+        failing = self._breakers.open(now).difference(tried)
+        if failing:
+            decision = self._decide(query, (*tried, *failing), now)
+            if decision.kind is not Kind.REFUSE:
+                return decision
+        return self._decide(query, tried, now)
+
+    def compare(self, query: Query, peer: PeerId, before: Backlog, now: float) -> tuple[Scored, float] | None:
+        """Return what `query`, which waits here behind `before`, would be at `peer`, and the seconds of J
+        that it would gain there; None: it may not go there."""
+        if peer in self._breakers.open(now):
+            return None
+        tried = self._tried(query.id)  # whoever refused it once does so again
+        candidates = self._candidates(query, tried, now, only=(self.me, peer))
+        candidates = [c._replace(backlog=before) if c.peer == self.me else c for c in candidates]
+        rows = score(query, self.me, candidates, self.estimates, self._config.routing)
+        feasible = [row for row in rows if row.why_not is None]
+        there = next((row for row in feasible if row.peer == peer and row.next_hop == peer), None)
+        here = next((row for row in feasible if row.peer == self.me), None)
+        room = len(query.path) < self._config.limits.hops_max
+        if there is None or here is None or here.continues > there.continues or not room:
+            return None
+        return there, here.j_s - there.j_s
+
+    # -- how it comes to that -------------------------------------------------------------------------
+
+    def _decide(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
+        routing, estimates = self._config.routing, self.estimates
+        found: tuple[PeerId, ...] = ()
+        strangers: list[Scored] = []
+        if self._seeking.wanted(query):
+            search, lead = self._seeking.step(query, {*tried, *query.excluded})
+            if lead is not None:
+                way = self._membership.way_to(lead.peer)
+                row = stranger(replace(lead, work_s=lead.work_s or 0.0), routing)
+                row = row._replace(next_hop=lead.peer if way is None else way[0])
+                return Decision(Kind.SEEK, row, None, "", (), search)
+            found = tuple(lead.peer for lead in search.leads)
+            strangers = [stranger(lead, routing) for lead in self._seeking.strangers(search)]
+        candidates = self._candidates(query, tried, now, also=found)
+        return choose(query, self.me, candidates, estimates, routing, strangers)
+
+    def _weigh(self, query: Query, peers: Sequence[PeerId]) -> Sequence[Scored]:
+        candidates = self._candidates(query, (), self._clock(), only=peers)
+        return score(query, self.me, candidates, self.estimates, self._config.routing)
+
+    def _candidates(
+        self,
+        query: Query,
+        tried: tuple[PeerId, ...],
+        now: float,
+        only: Collection[PeerId] = (),
+        also: Collection[PeerId] = (),
+    ) -> list[Candidate]:
+        """Return this peer and, of `only` or of those worth weighing and `also`, who can be reached."""
+        barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
+        candidates = []
+        if self.me not in barred:
+            backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
+            mine = self._own(query)
+            candidates.append(Candidate(self.me, self.name, mine, backlog, 0.0, self.me, *own))
+        records, links = self._gossip.records, self._membership.links
+        blind: set[PeerId] | None = None
+        for peer in only or dict.fromkeys((*self._worth_weighing(query), *also)):
+            signed = records.get(peer)
+            if signed is None or peer in barred or not self._membership.is_alive(peer):
+                continue
+            if peer not in links and blind is None:
+                # Who passes a query on can read it: one that may not see it is no way to one that may.
+                blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
+            if (way := self._membership.way_to(peer, blind or barred)) is None:
+                continue
+            known, load = self._loads.backlog(peer, now), self._loads.of(peer)
+            told = () if load is None else (load.held, load.pace)
+            name, capability = signed.record.name or peer[-8:], signed.record.capability
+            candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
+        return candidates
+
+    def _worth_weighing(self, query: Query) -> Iterable[PeerId]:
+        """All that are known while they are few; else the links, whose load is known, and the likeliest."""
+        records = self._gossip.records
+        if len(records) <= ALL_WEIGHED_MAX:
+            return records
+        changes = (self._gossip.changes, self._membership.changes)
+        if self._directory is None or self._directory[0] != changes:
+            alive = {i: r.record.capability for i, r in records.items() if self._membership.is_alive(i)}
+            self._directory = changes, Directory(alive)
+        likely = self._directory[1].shortlist(query, self.estimates.lengths, self._config.routing)
+        return dict.fromkeys((*self._membership.links, *likely))
+
+    def _rtt_s(self, neighbour: PeerId, distance: int) -> float:
+        default = self._config.routing.rtt_default_s
+        link = self._membership.links.get(neighbour)
+        measured = default if link is None or link.rtt_s is None else link.rtt_s
+        return measured + default * (distance - 1)
+
+    def _quality(self, peer: PeerId, topic: str, claim: float) -> float:
+        """What an answer is worth, or that there is none: one that fails fast is never busy, and would draw
+        everything."""
+        return self._experience.quality(peer, topic, claim) * self._breakers.success(peer, self._clock())
+
+    def _may_see(self, peer: PeerId, zone: str) -> bool:
+        its = self._capability(peer)
+        return its is not None and zone in its.zones
+
+    def _capability(self, peer: PeerId) -> Capability | None:
+        """Return what a peer says that it can do; None: it is not known."""
+        if peer == self.me:
+            return self._gossip.me.record.capability
+        signed = self._gossip.records.get(peer)
+        return None if signed is None else signed.record.capability

@@ -1,0 +1,143 @@
+"""What becomes of a query that went wrong downstream: chosen anew from here, begun anew, or ended.
+
+A refusal, and a loss before the first token, is made good where it is noticed; a loss amid the answer goes
+back to the origin, which alone starts a new attempt. Retries have a budget, so that they never make an
+overload worse. It knows flights and how they fail; how a query is sent, and to whom, is `relay`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from p2pmesh.config import Config
+from p2pmesh.errors import Reason
+from p2pmesh.protocol.breakers import Breakers
+from p2pmesh.protocol.flight import Flight, Flights, Phase
+from p2pmesh.protocol.messages import Refuse
+from p2pmesh.query import Resume
+from p2pmesh.record import PeerId
+
+RETRY_SHARE = 0.1
+"""Most retries for each query that comes here, on average. As Google's SRE book and Finagle."""
+_RETRIES_MAX = 16.0
+"""Retries that may be made at once, when there were none for a while. A guess."""
+_RETRIES_PER_S = 1.0
+"""Retries a second that are allowed however few queries come. A guess (Finagle: 10)."""
+
+
+class RetryBudget:
+    """How many retries there may be: a share of the queries, and a few."""
+
+    def __init__(self) -> None:
+        self._left, self._at = _RETRIES_MAX, 0.0
+
+    def earn(self) -> None:
+        """A query came."""
+        self._left = min(_RETRIES_MAX, self._left + RETRY_SHARE)
+
+    def spend(self, now: float) -> bool:
+        """Return whether there may be one more retry; if so, it is counted."""
+        self._left = min(_RETRIES_MAX, self._left + _RETRIES_PER_S * (now - self._at))
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+
+class Recovery:
+    """What to do about flights that failed downstream."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        config: Config,
+        flights: Flights,
+        breakers: Breakers,
+        route: Callable[[Flight, float], None],
+    ) -> None:
+        """`route` sends a flight on its way anew, past those it was `tried` with."""
+        self._me = me
+        self._config, self._limits = config.relay, config.limits
+        self._flights = flights
+        self._breakers = breakers
+        self._route = route
+        self.budget = RetryBudget()
+
+    def elsewhere(self, flight: Flight, without: PeerId, now: float) -> None:
+        """Choose anew, past one that will not or cannot."""
+        flight.downstream, flight.placed, flight.tried = None, False, (*flight.tried, without)
+        self._route(flight, now)
+
+    def refused(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """`peer` has no room. The next one has, or all are busy, and busier if each of them is asked."""
+        refusal = flight.refusal
+        assert refusal is not None
+        if refusal.reason is Reason.OVERLOADED and not self.budget.spend(now):
+            self._flights.end_badly(flight, refusal.reason, refusal.detail, refusal.retry_after_s)
+        else:
+            self.elsewhere(flight, peer, now)
+
+    def silent(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """`peer`, which was sent it, gives no sign of life."""
+        if flight.phase is Phase.OFFERED and not self.budget.spend(now):
+            flight.silent_at = now + self._config.silence_max_s  # so many are slow: it may be they are busy
+            return
+        self._breakers.failed(peer, now)
+        self._flights.release(flight)
+        self.lost(flight, (peer,), now)
+
+    def crashed(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """A model crashed over it. The origin alone tries another, and not for ever: it may be the query that
+        kills them, and would travel through the mesh from model to model."""
+        assert flight.refusal is not None
+        self._breakers.failed(flight.path[-1].peer if flight.path else peer, now)
+        flight.crashes += 1
+        if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
+            self._flights.end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail)
+        elif flight.begun:
+            self._again(flight, (peer,), Reason.ENGINE_FAILED, flight.refusal.detail, now)
+        else:
+            self.elsewhere(flight, peer, now)
+
+    def lost_piece(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """What `peer` sent does not follow on what it sent before."""
+        self._breakers.failed(peer, now)
+        self._flights.release(flight)
+        self.lost(flight, (peer,), now, "a piece of the answer went missing")
+
+    def lost(
+        self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"
+    ) -> None:
+        """Downstream is gone. Who lost it finds another way on from here, while nothing of the answer has
+        come; after that the origin alone starts again, with what it has, under a new attempt number."""
+        flight.downstream = None
+        dead = tuple(p for p in dead if p != self._me)  # whatever they say, we are not dead
+        if flight.upstream is None:
+            self._again(flight, dead, Reason.PEER_LOST, how, now)
+            return
+        excluded = flight.excluded_with(dead)
+        if flight.begun or len(excluded) > self._limits.excluded_max:
+            self._flights.end_badly(flight, Reason.PEER_LOST, how, dead=dead)
+            return
+        flight.query, flight.placed = replace(flight.query, excluded=excluded), False
+        flight.refusal = Refuse(*flight.ident, Reason.PEER_LOST, how, dead=dead)
+        self._route(flight, now)
+
+    def _again(
+        self, flight: Flight, without: tuple[PeerId, ...], reason: Reason, how: str, now: float
+    ) -> None:
+        """Send the query out anew, with what has been written of its answer, past those it was lost with."""
+        excluded = flight.excluded_with(tuple(p for p in without if p != self._me))
+        accepted = flight.accepted()
+        if accepted is not None and flight.query.resume is Resume.NEVER:
+            return self._flights.end_badly(flight, reason, how)
+        if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
+            return self._flights.end_badly(flight, reason, f"{how}, and too many before it")
+        if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
+            return self._flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
+        flight.begin_again(excluded, tuple(p for p in without if p == self._me), accepted)
+        # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
+        flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
+        return self._route(flight, now)
