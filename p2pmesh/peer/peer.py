@@ -193,6 +193,7 @@ class Peer:
         machine = self._driver.machine
         members = self.members()
         counters = {**self._host.counters, **self._driver.counters, "forged_records": machine.gossip.rejected}
+        counters["retries"] = machine.relay.retries
         return {
             "id": self.id,
             "name": self.name,

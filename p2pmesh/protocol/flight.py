@@ -327,7 +327,7 @@ def verdict(heard: Refuse | None, decision: Decision) -> tuple[Reason, str, floa
     said, else what our own decision says."""
     reason: Reason = decision.reason or Reason.NO_ROUTE
     if heard is None or heard.reason in (Reason.VISITED, Reason.NO_ROUTE):
-        return reason, decision.detail, 0.0
+        return reason, decision.detail, decision.retry_after_s
     if heard.reason is reason is Reason.TOO_LONG:
         return reason, decision.detail, 0.0  # it knows the longest context of all
     return heard.reason, heard.detail, heard.retry_after_s

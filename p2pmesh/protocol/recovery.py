@@ -64,10 +64,16 @@ class Recovery:
         self._breakers = breakers
         self._route = route
         self.budget = RetryBudget()
+        self.retries = 0
+        """How often a query was sent anew since the start."""
 
     def elsewhere(self, flight: Flight, without: PeerId, now: float) -> None:
         """Choose anew, past one that will not or cannot."""
         flight.downstream, flight.placed, flight.tried = None, False, (*flight.tried, without)
+        self._anew(flight, now)
+
+    def _anew(self, flight: Flight, now: float) -> None:
+        self.retries += 1
         self._route(flight, now)
 
     def refused(self, flight: Flight, peer: PeerId, now: float) -> None:
@@ -123,7 +129,7 @@ class Recovery:
             return
         flight.query, flight.placed = replace(flight.query, excluded=excluded), False
         flight.refusal = Refuse(*flight.ident, Reason.PEER_LOST, how, dead=dead)
-        self._route(flight, now)
+        self._anew(flight, now)
 
     def _again(
         self, flight: Flight, without: tuple[PeerId, ...], reason: Reason, how: str, now: float
@@ -140,4 +146,4 @@ class Recovery:
         flight.begin_again(excluded, tuple(p for p in without if p == self._me), accepted)
         # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
         flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
-        return self._route(flight, now)
+        return self._anew(flight, now)

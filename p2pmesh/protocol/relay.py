@@ -25,6 +25,8 @@ from p2pmesh.record import NOBODY, PeerId
 
 _UNLINKED_MAX = 8
 """Peers chosen in a row to whom there is no room for a link, until a query is turned away. A guess."""
+_CALM_MAX = 8
+"""Queries in flight up to which one is embedded before it is known whether anybody has time. A guess."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
 
@@ -58,6 +60,11 @@ class Relay:
         self._out = out
         self._breakers = breakers
         self._recovery = Recovery(me, config, self.flights, breakers, self._route)
+
+    @property
+    def retries(self) -> int:
+        """How often a query was sent anew since the start: refused, or lost."""
+        return self._recovery.retries
 
     @property
     def deadline(self) -> float:
@@ -309,10 +316,13 @@ class Relay:
     def _begin(self, flight: Flight, now: float) -> None:
         query = flight.query
         if query.vector is None and query.text and self._can_embed():
+            if len(self.flights) > _CALM_MAX:  # what is refused must cost little, or refusing is work enough
+                decision = self._plan(query, flight.tried, now)
+                if decision.reason is Reason.OVERLOADED:
+                    return self.flights.give_up(flight, decision)
             flight.phase = Phase.EMBEDDING
-            self._out.append(Embed(query.id, query.text))
-        else:
-            self._route(flight, now)
+            return self._out.append(Embed(query.id, query.text))
+        return self._route(flight, now)
 
     def _route(self, flight: Flight, now: float) -> None:
         """Send the query on its way from here, or say that there is none."""

@@ -127,6 +127,8 @@ class Decision:
     table: tuple[Scored, ...]
     search: Search | None = None
     """What the query carries on, where it is passed to one who may know a nearer peer."""
+    retry_after_s: float = 0.0
+    """Where all are too busy: seconds until the first of them could be in time."""
 
     def explain(self) -> str:
         """Return one line for people: what was decided, and for what."""
@@ -347,6 +349,9 @@ def choose(
     if not feasible:
         reason, detail = _nobody(query, table, candidates)
         return Decision(Kind.REFUSE, None, reason, detail, table)
+    if (late_s := _too_busy(query, feasible)) is not None:
+        text = f"all are busy: the first could answer {late_s:.1f} s after the query's {query.budget_s:.1f} s"
+        return Decision(Kind.REFUSE, None, Reason.OVERLOADED, text, table, retry_after_s=late_s)
     best = feasible[0]
     own = next((row for row in feasible if row.peer == me), None)
     if own is not None and best.peer != me and not _is_worth(query, own, best, config):
@@ -360,6 +365,19 @@ def choose(
             return Decision(Kind.SERVE, own, None, "", table)
         return Decision(Kind.REFUSE, None, Reason.NO_ROUTE, "no hops left", table)
     return Decision(Kind.FORWARD, best, None, "", table)
+
+
+def _too_busy(query: Query, feasible: Sequence[Scored]) -> float | None:
+    """Return the seconds by which everybody would be too late, but only for what they have to do already;
+    None: somebody would not, or would be late even if idle, or an answer has been begun.
+
+    To take what cannot be served in time is to serve nothing else in time either: a queue whose wait has
+    grown to the budget works on none but the lost (goodput collapse).
+    """
+    if query.accepted is not None or any(row.time_s <= query.budget_s for row in feasible):
+        return None
+    able = [row.time_s for row in feasible if row.time_s - row.wait_s <= query.budget_s]
+    return min(able) - query.budget_s if able else None
 
 
 def _is_worth(query: Query, own: Scored, best: Scored, config: Routing) -> bool:

@@ -293,6 +293,26 @@ def test_where_nobody_is_in_time_time_alone_counts_but_still_takes_a_clear_gain(
     assert choose(hurried, ME, [candidate(ME, wait_s=9.0), candidate(A)]).kind is Kind.FORWARD
 
 
+def test_what_could_be_in_time_but_for_the_queues_is_refused_with_when_it_could() -> None:
+    hurried = replace(ABOUT, budget_s=2.0)
+    decision = choose(hurried, ME, [candidate(ME, wait_s=5.0), candidate(A, wait_s=4.0)])
+    assert (decision.kind, decision.reason) == (Kind.REFUSE, Reason.OVERLOADED)
+    least = min(row.time_s for row in decision.table)
+    assert decision.retry_after_s == pytest.approx(least - 2.0)
+    assert 2.0 < least - 2.0 < 4.0
+    assert "2.0 s" in decision.detail
+
+
+def test_what_nobody_could_do_in_time_even_if_idle_is_tried_by_the_fastest() -> None:
+    hurried = replace(ABOUT, budget_s=0.01)
+    assert choose(hurried, ME, [candidate(ME, wait_s=5.0), candidate(A, wait_s=4.0)]).chosen is not None
+
+
+def test_an_answer_that_has_begun_is_gone_on_with_however_busy_all_are() -> None:
+    begun = replace(ABOUT, budget_s=2.0, accepted=Accepted((1, 2), "a b", 2, MODEL.digest))
+    assert choose(begun, ME, [candidate(A, wait_s=4.0)]).kind is Kind.FORWARD
+
+
 def test_who_is_late_here_and_in_time_elsewhere_goes_elsewhere_for_any_gain() -> None:
     rows = [candidate(ME, wait_s=0.1), candidate(A)]
     assert choose(replace(ONWARD, budget_s=0.2), ME, rows).kind is Kind.FORWARD

@@ -1,0 +1,179 @@
+"""When a query goes wrong downstream: who is blamed, who is spared, and how many retries there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from p2pmesh.config import Config
+from p2pmesh.errors import Reason
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.recovery import RETRY_SHARE, RetryBudget
+from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
+from p2pmesh.record import PeerId
+from tests.machines import MODEL, UNABLE, A, B, Bench, of, query, sent
+
+SLOW = replace(MODEL, decode_tps=1.0)
+"""Nobody sends it a query that the other can take."""
+
+
+class Asker(Bench):
+    """A peer without a model that asks one query after the other, of `A`, which is fast, and of `B`."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__(UNABLE, config)
+        self.link(A)
+        self.link(B, capability=replace(UNABLE, models=(SLOW,)))
+        self.number = 0
+
+    def next(self, **changes: object) -> tuple[Query, PeerId, list[e.Effect]]:
+        """Ask; return the query, who got it, and all that happened."""
+        self.number += 1
+        asked = query(self.number, origin=self.machine.me, **changes)
+        effects = self.ask(asked)
+        return asked, self.target(effects), effects
+
+    def target(self, effects: list[e.Effect]) -> PeerId:
+        """Return who is sent a query."""
+        [peer] = [s.peer for s in of(effects, e.Send) if isinstance(s.message, m.Forward)]
+        return peer
+
+    def refuse(self, asked: Query, peer: PeerId, reason: Reason) -> list[e.Effect]:
+        """Let `peer` refuse it."""
+        return self.say(peer, m.Refuse(asked.id, asked.attempt, reason, "because", 2.0))
+
+    def serve(self, asked: Query, peer: PeerId) -> list[e.Effect]:
+        """Let `peer` answer it."""
+        path = (*asked.path, Hop(self.machine.me, "me", ""), Hop(peer, "it", ""))
+        self.say(peer, m.Accept(asked.id, 0, True, 0.1, path, MODEL.digest))
+        self.say(peer, m.Tokens(Chunk(asked.id, 0, 0, (1,), "one")))
+        return self.say(peer, m.End(asked.id, 0, 1, Ended(Usage(1, 1), "stop", "small", MODEL.digest, path)))
+
+    def fails_at_a(self, times: int) -> None:
+        """`A` fails fast, so often; `B` serves each."""
+        for _ in range(times):
+            asked, peer, _ = self.next()
+            assert peer == A
+            self.now += 0.1
+            assert self.target(self.refuse(asked, A, Reason.ENGINE_FAILED)) == B
+            assert of(self.serve(asked, B), e.Deliver)
+
+
+def test_who_fails_three_times_in_a_row_gets_no_queries_for_a_while() -> None:
+    bench = Asker()
+    bench.fails_at_a(3)
+    asked, peer, _ = bench.next()
+    assert peer == B
+    bench.serve(asked, B)
+
+
+def test_it_is_tried_again_with_one_query_and_is_back_when_it_serves() -> None:
+    bench = Asker()
+    bench.fails_at_a(3)
+    bench.wait(5.5)
+    bench.link(B, capability=replace(UNABLE, models=(SLOW,)))
+    trial, peer, _ = bench.next()
+    assert peer == A
+    assert bench.next()[1] == B
+    bench.serve(trial, A)
+    assert bench.next()[1] == A
+
+
+def test_one_that_fails_is_better_than_none() -> None:
+    bench = Asker()
+    bench.fails_at_a(3)
+    bench.handle(e.Disconnected(B))
+    assert bench.next()[1] == A
+
+
+def test_who_fails_now_and_then_is_worth_less_than_who_does_not() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    asked = query(1, origin=bench.machine.me)
+    bench.ask(asked)
+    row = {r.peer: r.quality for r in bench.machine.explain(query(2)).table}
+    assert row[A] == row[B]
+    bench.say(A, m.Refuse(asked.id, 0, Reason.ENGINE_FAILED, "it crashed"))
+    row = {r.peer: r.quality for r in bench.machine.explain(query(2)).table}
+    assert row[A] == pytest.approx(0.8 * row[B])
+
+
+def test_a_query_that_ends_badly_at_a_relay_is_held_against_who_served_it() -> None:
+    bench = Asker()
+    asked, _, _ = bench.next()
+    far = PeerId("far")
+    path = (Hop(bench.machine.me, "me", ""), Hop(A, "a", ""), Hop(far, "far", ""))
+    bench.say(A, m.Accept(asked.id, 0, True, 0.1, path, MODEL.digest))
+    bench.refuse(asked, A, Reason.ENGINE_FAILED)
+    assert bench.machine.relay._breakers.success(far, bench.now) < 1.0
+    assert bench.machine.relay._breakers.success(A, bench.now) == 1.0
+
+
+def test_a_death_counts_once_however_many_queries_die_with_it() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    for number in range(5):
+        bench.ask(query(number, origin=bench.machine.me))
+    bench.handle(e.Disconnected(A))
+    assert not bench.machine.relay._breakers.open(bench.now)
+
+
+# -- the budget of retries ----------------------------------------------------------------------------
+
+
+def test_there_is_one_retry_for_ten_queries() -> None:
+    budget = RetryBudget()
+    while budget.spend(0.0):
+        pass
+    allowed = 0
+    for _ in range(1_000):
+        budget.earn()
+        allowed += budget.spend(0.0)
+    assert allowed == pytest.approx(1_000 * RETRY_SHARE, abs=1)
+
+
+def test_there_are_a_few_after_a_while_whatever_came() -> None:
+    budget = RetryBudget()
+    assert sum(budget.spend(0.0) for _ in range(100)) == 16
+    assert sum(budget.spend(5.0) for _ in range(100)) == 5
+    assert sum(budget.spend(1_000.0) for _ in range(100)) == 16
+
+
+def test_where_all_are_busy_not_each_of_them_is_asked() -> None:
+    bench, passed_on = Asker(), 0
+    for _ in range(60):
+        asked, peer, _ = bench.next()
+        effects = bench.refuse(asked, peer, Reason.OVERLOADED)
+        forwards = sent(effects, m.Forward)
+        if forwards:
+            passed_on += 1
+            effects = bench.refuse(asked, bench.target(effects), Reason.OVERLOADED)
+        [fail] = of(effects, e.Fail)
+        assert (fail.reason, fail.retry_after_s) == (Reason.OVERLOADED, 2.0)
+    assert 0 < passed_on < 20
+    assert 16 <= bench.machine.relay.retries <= 16 + 60 * RETRY_SHARE + 1
+
+
+def test_who_is_slow_to_accept_is_waited_for_when_too_many_were() -> None:
+    bench = Asker()
+    while bench.machine.relay._recovery.budget.spend(bench.now):
+        pass
+    asked, peer, _ = bench.next()
+    effects = bench.wait(0.9)
+    assert not sent(effects, m.Forward)
+    assert of(bench.serve(asked, peer), e.Deliver)
+
+
+def test_a_full_queue_upstream_is_told_when_to_come_back() -> None:
+    """Also where it was this peer's own retries that were spent."""
+    bench = Asker()
+    while bench.machine.relay._recovery.budget.spend(bench.now):
+        pass
+    came = query(77, origin=PeerId("z"), path=(Hop(PeerId("z"), "z", ""),))
+    bench.link(PeerId("z"), capability=UNABLE)
+    effects = bench.say(PeerId("z"), m.Forward(came))
+    effects = bench.say(bench.target(effects), m.Refuse(came.id, 0, Reason.OVERLOADED, "full", 3.0))
+    [refusal] = sent(effects, m.Refuse, PeerId("z"))
+    assert (refusal.reason, refusal.retry_after_s) == (Reason.OVERLOADED, 3.0)
