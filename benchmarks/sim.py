@@ -21,7 +21,8 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId
 from p2pmesh.record import Capability, Load, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
-from p2pmesh.sim.world import SimSigner, Spec, World
+from p2pmesh.sim.signer import SimSigner
+from p2pmesh.sim.world import Spec, World
 
 EVENTS = 4_000
 SIM_S = 10.0

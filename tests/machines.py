@@ -13,7 +13,7 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId
 from p2pmesh.record import Capability, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
-from p2pmesh.sim.world import SimSigner
+from p2pmesh.sim.signer import SimSigner
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,24 +76,45 @@ def wait_gone(base: str, own_directory: bool, directory: str, grace_s: float = 0
     raise Unsuccessful(f"the peer has not ended within {STOP_S + grace_s:g} s", "not_stopped")
 
 
-def events(base: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each server-sent event of the answer. Raises as `call` does, and Unsuccessful for an error event
-    or a stream that is cut."""
-    with _response(base, "POST", path, body) as response:
-        for line in response:
-            text = line.decode("utf-8").strip()
-            if text == "data: [DONE]":
-                return
-            if text.startswith("data: "):
-                event = json.loads(text[len("data: ") :])
-                _check(event)
-                yield event
-        raise Unsuccessful("the answer was cut off", "peer_lost")
+def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield each server-sent event of the answer, as the first of `bases` gives it; should that one be gone,
+    or die amid the answer, what follows as the next gives it.
+
+    Raises as `call` does, and Unsuccessful for an error event or a stream that is cut."""
+    mark = ""
+    for number, base in enumerate(bases):
+        begun = False
+        try:
+            with (
+                _response(base, "GET", "/mesh/v1/answers", None, {"last-event-id": mark})
+                if mark
+                else _response(base, "POST", path, body)
+            ) as response:
+                for line in response:
+                    text = line.decode("utf-8").strip()
+                    if text == "data: [DONE]":
+                        return
+                    if text.startswith("id: "):
+                        mark = text[len("id: ") :]
+                    if text.startswith("data: "):
+                        event = json.loads(text[len("data: ") :])
+                        _check(event)
+                        begun = True
+                        yield event
+                raise Unsuccessful("the answer was cut off", "peer_lost")
+        except (NoPeer, Unsuccessful) as exc:
+            lost = isinstance(exc, NoPeer) or exc.code == "peer_lost"
+            if number + 1 == len(bases) or not lost or (begun and not mark):
+                raise
 
 
 @contextmanager
 def _response(
-    base: str, method: str, path: str, body: dict[str, Any] | None
+    base: str,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None,
+    headers: dict[str, str] | None = None,
 ) -> Iterator[http.client.HTTPResponse]:
     try:
         where = urlsplit(base if "//" in base else f"//{base}")
@@ -102,7 +123,7 @@ def _response(
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
         with closing(connection):
             data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {"content-type": "application/json"})
+            connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
             with connection.getresponse() as response:
                 if response.status >= 400:
                     _check(json.loads(response.read()))

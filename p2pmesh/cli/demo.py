@@ -250,7 +250,7 @@ def _ask(base: str, topic: _Topic, console: Console) -> _Answer:
     asked = time.monotonic()
     first = last = math.nan
     try:
-        for event in client.events(base, "/v1/chat/completions", body):
+        for event in client.events([base], "/v1/chat/completions", body):
             if not answer.path:
                 _show_way(answer, event, console)
             for choice in event["choices"]:

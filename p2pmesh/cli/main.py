@@ -74,15 +74,30 @@ def demo(args: tuple[str, ...]) -> None:
     run.main(list(args), prog_name="p2pmesh demo")
 
 
-def _verb(function: Callable[..., None]) -> Callable[..., None]:
+_URL = click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer.")
+_URLS = click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    envvar="P2PMESH_URL",
+    help="URL of the peer. Given several times, the next one is turned to when one dies, amid an answer too.",
+)
+
+
+def _verb(function: Callable[..., None], url: Callable[..., Any] = _URL) -> Callable[..., None]:
     """The options of every verb that talks to a running peer."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--state", default="", envvar="P2PMESH_STATE", help="State directory of the peer."),
-        click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer."),
+        url,
     ):
         function = option(function)
     return function
+
+
+def _asking(function: Callable[..., None]) -> Callable[..., None]:
+    """The same, of a verb that can turn to another peer."""
+    return _verb(function, _URLS)
 
 
 class _Prompted(click.Command):
@@ -99,7 +114,7 @@ class _Prompted(click.Command):
 
 
 @main.command(cls=_Prompted)
-@_verb
+@_asking
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
 @click.option("--max-tokens", type=int, default=None, help="Longest answer.")
@@ -111,7 +126,7 @@ def ask(
     max_tokens: int | None,
     temperature: float | None,
     route: bool,
-    url: str | None,
+    urls: tuple[str, ...],
     state: str,
     as_json: bool,
 ) -> None:
@@ -136,9 +151,9 @@ def ask(
         "model": model,
         "usage": None,
     }
-    base = client.find(url, state)
+    bases = urls or (client.find(None, state),)
     try:
-        for event in client.events(base, "/v1/chat/completions", body):
+        for event in client.events(bases, "/v1/chat/completions", body):
             _take(answer, event)
             for choice in event["choices"]:
                 piece = choice["delta"].get("content") or ""

@@ -6,7 +6,7 @@ Only names and sizes are judged here; chat is `chat`'s, shapes are `openai`'s.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from p2pmesh.errors import MeshError, Reason
 from p2pmesh.gateway import chat, openai
+from p2pmesh.gateway.chat import ChatReply
 from p2pmesh.peer.peer import Member, Peer
 from p2pmesh.query import AUTO, QueryId
 
@@ -72,6 +73,7 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         Route("/v1/models", door.models),
         Route("/v1/models/{name}", door.model),
         Route("/v1/chat/completions", door.chat, methods=["POST"]),
+        Route("/mesh/v1/answers", door.answers),
         Route("/mesh/v1/status", door.status),
         Route("/mesh/v1/peers", door.peers),
         Route("/mesh/v1/explain", door.explain, methods=["POST"]),
@@ -112,14 +114,30 @@ class _Door:
         self._requests = 0
 
     async def chat(self, request: Request) -> Any:
+        """Answer a chat."""
+
+        async def reply() -> ChatReply:
+            body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
+            return chat.ask(self._peer, openai.parse(body), self._finished)
+
+        return await self._admit(reply)
+
+    async def answers(self, request: Request) -> Any:
+        """Give the rest of an answer that was begun at a peer that has died, from where its reader was."""
+
+        async def reply() -> ChatReply:
+            return chat.claim(self._peer, request.headers.get("last-event-id", ""), self._finished)
+
+        return await self._admit(reply)
+
+    async def _admit(self, reply: Callable[[], Awaitable[ChatReply]]) -> Any:
         config = self._peer.config.http
         if self._requests >= config.requests_max or self._peer.draining:
             busy = "this peer is about to go" if self._peer.draining else "too many requests are being served"
             return JSONResponse(openai.error(busy, Reason.OVERLOADED.value, 503), 503, {"retry-after": "1"})
         self._requests += 1
         try:
-            parsed = openai.parse(await chat.body_of(request, config.body_bytes_max))
-            return chat.ChatReply(self._peer, parsed, self._finished)
+            return await reply()
         except BaseException:
             self._finished()
             raise

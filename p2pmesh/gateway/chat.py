@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from p2pmesh.errors import MeshError, QueryError, Reason
 from p2pmesh.gateway import openai
-from p2pmesh.peer.answer import Answer
+from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.peer import Peer
 from p2pmesh.query import AUTO
 
@@ -30,16 +30,43 @@ _BODY_S = 30.0
 """Seconds a request's body may take to arrive. A guess: a megabyte over a poor line takes 10."""
 
 
-class ChatReply:
-    """An ASGI application that answers one chat request."""
+def ask(peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> ChatReply:
+    """Return the reply to a chat request. Raises BadRequest before anything was asked."""
+    limits = peer.config.limits
+    stream = peer.stream(
+        openai.messages(request, limits),
+        model=request.model,
+        options=openai.options(request, limits),
+        budget_s=peer.config.http.request_timeout_s,
+        resume=request.resume,
+        guarded=bool(request.stream),  # who waits for the whole has nothing yet, and asks again
+    )
+    return ChatReply(peer, request, stream, done)
 
-    def __init__(self, peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> None:
-        """`done` is called once, when it is over. Raises BadRequest before anything was asked."""
-        limits = peer.config.limits
+
+def claim(peer: Peer, bookmark: str, done: Callable[[], None]) -> ChatReply:
+    """Return the reply to one who comes for the rest of an answer. Raises BadRequest."""
+    try:
+        read_bookmark(bookmark)
+    except ValueError as exc:
+        raise openai.BadRequest(str(exc), "last-event-id") from None
+    return ChatReply(peer, openai.ChatRequest([], stream=True), peer.claim(bookmark), done)
+
+
+class ChatReply:
+    """An ASGI application that gives one answer."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        request: openai.ChatRequest,
+        stream: AbstractAsyncContextManager[Answer],
+        done: Callable[[], None],
+    ) -> None:
+        """`done` is called once, when it is over."""
         self._peer = peer
         self._request = request
-        self._messages = openai.messages(request, limits)
-        self._options = openai.options(request, limits)
+        self._stream = stream
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,15 +80,7 @@ class ChatReply:
             self._done()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        budget_s = self._peer.config.http.request_timeout_s
-        stream = self._peer.stream(
-            self._messages,
-            model=self._request.model,
-            options=self._options,
-            budget_s=budget_s,
-            resume=self._request.resume,
-        )
-        async with stream as answer:
+        async with self._stream as answer:
             try:
                 if self._request.stream:
                     await answer.begun()
@@ -92,11 +111,13 @@ class ChatReply:
         headers.update(_way(answer))
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        created, model = int(time.time()), self._model(answer)
+        created, model, seen = int(time.time()), self._model(answer), 0
 
         async def event(body: Any) -> None:
             data = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
-            text = f"data: {data}\n\n".encode()
+            bookmark = answer.bookmark(seen)
+            mark = f"id: {bookmark}\n" if bookmark else ""
+            text = f"{mark}data: {data}\n\n".encode()
             await send({"type": "http.response.body", "body": text, "more_body": True})
 
         try:
@@ -104,6 +125,7 @@ class ChatReply:
             told = _hops(answer)
             await event({**first, "p2pmesh": told})
             async for piece in answer:
+                seen += len(piece.text)
                 await event(openai.chunk(answer.id, created, model, piece.text, told=piece.logprobs))
             model = answer.model
             last = openai.chunk(answer.id, created, model, finish_reason=answer.finish_reason)

@@ -6,6 +6,7 @@ It knows neither wire nor protocol: outcomes are put in, pieces come out.
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import trio
 from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
 from p2pmesh.protocol import events as e
 from p2pmesh.query import Chunk, Ended, Hop, QueryId, TokenLogprobs, Usage
-from p2pmesh.record import PeerId
+from p2pmesh.record import NOBODY, PeerId
 
 _ERRORS: dict[Reason, type[QueryError]] = {
     Reason.OVERLOADED: Refused,
@@ -22,6 +23,15 @@ _ERRORS: dict[Reason, type[QueryError]] = {
     Reason.TOO_LONG: Refused,
     Reason.DEADLINE: BudgetSpent,
 }
+_BOOKMARK = re.compile(r"([0-9a-f]{32})\.([0-9]{1,9})\.(\w{1,128})", re.ASCII)
+
+
+def read_bookmark(text: str) -> tuple[QueryId, int, PeerId]:
+    """Return an answer's id, the characters seen of it, and who holds it. Raises ValueError."""
+    match = _BOOKMARK.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a bookmark of an answer: {text[:80]!r}")
+    return QueryId(match[1]), int(match[2]), PeerId(match[3])
 
 
 class Answer:
@@ -44,6 +54,8 @@ class Answer:
         """The peers it went through; the last one answers. Known before the first piece."""
         self.resumed: tuple[Hop, ...] = ()
         """The peers that went on with it, each after the one before was lost; empty: nobody had to."""
+        self.holder = NOBODY
+        """Another peer that has the question, and all that has arrived of the answer; empty: nobody."""
         self.asked_at = trio.current_time()
         self.first_at = math.nan
         """When the first piece came, on trio's clock."""
@@ -85,6 +97,12 @@ class Answer:
         await trio.lowlevel.checkpoint()
         return self._chunks.popleft()
 
+    def bookmark(self, seen: int | None = None) -> str:
+        """Return what another peer is to be shown, with `Peer.claim`, for the rest of the answer, should this
+        one die: all that follows the first `seen` characters (None: those that have arrived). Empty where
+        nobody holds it."""
+        return f"{self.id}.{len(self.text) if seen is None else seen}.{self.holder}" if self.holder else ""
+
     async def begun(self) -> None:
         """Wait for the first piece or the end. Raises QueryError when it ended badly before any piece."""
         while not self._chunks and not self._over:
@@ -111,6 +129,8 @@ class Answer:
             match outcome.item:
                 case e.Placed(path=path):
                     self.path = path
+                case e.Guarded(holder=holder):
+                    self.holder = holder
                 case Chunk() as chunk:
                     if chunk.attempt > self._attempt and chunk.index:
                         self.resumed = (*self.resumed, *self.path[-1:])

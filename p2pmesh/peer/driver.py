@@ -21,7 +21,7 @@ from p2pmesh.peer.models import Models
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.machine import Machine
-from p2pmesh.query import Ended, Query, QueryId
+from p2pmesh.query import Ended, QueryId
 from p2pmesh.record import PeerId
 
 _log = logging.getLogger("p2pmesh.peer")
@@ -61,13 +61,15 @@ class Driver:
 
     # -- for those who ask here -----------------------------------------------------------------------
 
-    def ask(self, query: Query, sink: Sink) -> None:
-        """Put a query to the mesh; `sink` gets everything that comes of it, to its end."""
+    def ask(self, asked: e.Asked | e.Claimed, sink: Sink) -> None:
+        """Put a query to the mesh, or come for what was put to it elsewhere; `sink` gets everything that
+        comes of it, to its end."""
+        query_id = asked.query.id if isinstance(asked, e.Asked) else asked.query_id
         if self._closed:
-            sink(_left(query.id))
+            sink(_left(query_id))
             return
-        self._sinks[query.id] = sink
-        self.feed(e.Asked(query))
+        self._sinks[query_id] = sink
+        self.feed(asked)
 
     def cancel(self, query_id: QueryId) -> None:
         """Nobody waits for it any more. A query that is over is ignored."""

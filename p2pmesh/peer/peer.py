@@ -23,7 +23,7 @@ from p2pmesh.net.discovery import open_discovery
 from p2pmesh.net.host import Host, open_host
 from p2pmesh.net.identity import Identity, load_or_create
 from p2pmesh.peer import state
-from p2pmesh.peer.answer import Answer
+from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
 from p2pmesh.peer.models import Models, open_models
@@ -115,14 +115,16 @@ class Peer:
         options: Options | None = None,
         budget_s: float = 120.0,
         resume: Resume | str | None = None,
+        guarded: bool = False,
     ) -> AsyncIterator[Answer]:
         """Ask the mesh, and iterate over the answer as it comes. Leaving the block cancels what is left of
         it, on every hop.
 
         `model`: a name, or "auto". `budget_s`: seconds until it ends in BudgetSpent. `resume`: what
         becomes of the answer when the peer that writes it is lost, "any", "same-model" or "never" (see
-        `Resume`); None: as `relay.resume` says. Iterating raises QueryError. Raises ValueError for another
-        `resume`.
+        `Resume`); None: as `relay.resume` says. `guarded`: another peer that may see it holds the question
+        and all that comes of the answer, so that it outlives this peer (see `claim`); each piece comes a
+        round trip later for it. Iterating raises QueryError. Raises ValueError for another `resume`.
         """
         messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
         query = Query(
@@ -135,14 +137,33 @@ class Peer:
             budget_s=budget_s,
             resume=Resume(self.config.relay.resume if resume is None else resume),
         )
-        answer = Answer(query.id, self.rate)
+        async with self._asking(e.Asked(query, guarded), query.id) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def claim(self, bookmark: str) -> AsyncIterator[Answer]:
+        """Come for the rest of an answer that was begun at another peer, which has died: for what follows the
+        place that `bookmark` names (see `Answer.bookmark`). As `stream` does otherwise, `guarded` too.
+
+        What it was asked with holds on, what is left of its budget too. If that peer lives, the answer ends
+        there. Raises ValueError where that is no bookmark; iterating raises QueryError, NoRoute where nobody
+        holds the answer any more.
+        """
+        held_id, seen, holder = read_bookmark(bookmark)
+        query_id = QueryId(secrets.token_hex(16))
+        async with self._asking(e.Claimed(query_id, held_id, holder, seen), query_id) as answer:
+            yield answer
+
+    @asynccontextmanager
+    async def _asking(self, asked: e.Asked | e.Claimed, query_id: QueryId) -> AsyncIterator[Answer]:
+        answer = Answer(query_id, self.rate)
         self._streams += 1
-        self._driver.ask(query, answer.put)
+        self._driver.ask(asked, answer.put)
         try:
             yield answer
         finally:
             self._streams -= 1
-            self._driver.cancel(query.id)
+            self._driver.cancel(query_id)
 
     def rate(self, query_id: QueryId, outcome: float) -> bool:
         """Say what an answer of this peer's was worth, from 0, worthless, to 1: who answers such queries next

@@ -82,7 +82,7 @@ class Codec:
         schema = _message_schema(limits, self)
         self._by_tag = dict(enumerate(schema.items()))
         self._tag_of = {kind: tag for tag, (kind, _) in self._by_tag.items()}
-        self._large = {self._tag_of[m.Forward], self._tag_of[m.Records]}
+        self._large = {self._tag_of[kind] for kind in (m.Forward, m.Records, m.Keep, m.Copy, m.Legacy)}
         self._record = _record_schema(limits)
 
     @property
@@ -388,4 +388,10 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Seek: f.struct(m.Seek, f.many(peer, limits.digest_max)),
         m.Part: f.struct(m.Part),
         m.Outcomes: f.struct(m.Outcomes, _report(limits)),
+        m.Keep: f.struct(m.Keep, parts["query"]),
+        m.Copy: f.struct(m.Copy, chunk, f.text(64)),
+        m.Kept: f.struct(m.Kept, f.query_id(), count),
+        m.Settle: f.struct(m.Settle, f.query_id(), f.maybe(ended)),
+        m.Claim: f.struct(m.Claim, f.query_id()),
+        m.Legacy: f.struct(m.Legacy, parts["query"], f.maybe(ended)),
     }

@@ -58,6 +58,22 @@ class Asked:
     `Cancelled` comes first."""
 
     query: Query
+    guarded: bool = False
+    """Whether another peer shall hold the query and its answer, should this one die."""
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """Somebody at this peer comes for an answer that was begun at another. Ends as `Asked` does."""
+
+    query_id: QueryId
+    """By which it is known from now on."""
+    held_id: QueryId
+    """By which it was, when it was asked."""
+    holder: PeerId
+    """Who holds it, as `Guarded` told."""
+    seen: int
+    """Characters of its text that the asker has: what follows them is delivered."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +162,7 @@ Event: TypeAlias = (
     | Discovered
     | DialFailed
     | Asked
+    | Claimed
     | Cancelled
     | Embedded
     | Rated
@@ -215,11 +232,18 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Guarded:
+    """From now on the answer is to be had from `holder`, should this peer die; "": from nobody."""
+
+    holder: PeerId
+
+
+@dataclass(frozen=True)
 class Deliver:
     """Give this to the one who asked here."""
 
     query_id: QueryId
-    item: Placed | Chunk | Ended
+    item: Placed | Guarded | Chunk | Ended
 
 
 @dataclass(frozen=True)

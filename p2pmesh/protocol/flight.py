@@ -139,8 +139,15 @@ class Flight:
 class Flights:
     """All of them, by query. Of one query there is one flight: the newest attempt."""
 
-    def __init__(self, config: Config, out: list[Effect], answered: Callable[[Query, Ended], None]) -> None:
-        """`answered` hears of each answer that whoever asked here has got."""
+    def __init__(
+        self,
+        config: Config,
+        out: list[Effect],
+        deliver: Callable[[Deliver | Fail], None],
+        answered: Callable[[Query, Ended], None],
+    ) -> None:
+        """`deliver` gives to whoever asked here; `answered` hears of each answer that he has got."""
+        self._deliver = deliver
         self._answered = answered
         self._config = config.relay
         self._excluded_max = config.limits.excluded_max
@@ -217,6 +224,10 @@ class Flights:
         if flight.query.accepted is not None:
             flight.index = flight.query.accepted.chunks
             flight.tokens = len(flight.query.accepted.tokens)
+            if flight.upstream is None:  # it was asked at another peer first
+                flight.written, flight.text = [*flight.query.accepted.tokens], [flight.query.accepted.text]
+                flight.digest = flight.query.accepted.digest
+                flight.mixed = not flight.digest
         self._table[flight.query.id] = flight
         self.watch(flight)
 
@@ -231,7 +242,7 @@ class Flights:
     def complete(self, flight: Flight, ended: Ended) -> None:
         """The answer is whole."""
         if flight.upstream is None:
-            self._out.append(Deliver(flight.query.id, ended))
+            self._deliver(Deliver(flight.query.id, ended))
             self._answered(flight.query, ended)
         else:
             self._out.append(Send(flight.upstream, End(*flight.ident, flight.index, ended)))
@@ -248,7 +259,7 @@ class Flights:
         """There will be no more from here; `dead` were found dead."""
         if flight.upstream is None:
             path = flight.path or flight.query.path
-            self._out.append(Fail(flight.query.id, reason, detail, path, retry_after_s))
+            self._deliver(Fail(flight.query.id, reason, detail, path, retry_after_s))
         elif flight.begun:
             error = Error(*flight.ident, reason, detail, dead[: self._excluded_max])
             self._out.append(Send(flight.upstream, error))
@@ -292,7 +303,7 @@ class Flights:
         flight.mixed = flight.mixed or (flight.index > 0 and digest != flight.digest)
         flight.placed, flight.path, flight.digest = True, path, digest
         if flight.upstream is None:
-            self._out.append(Deliver(flight.query.id, Placed(path, eta_s)))
+            self._deliver(Deliver(flight.query.id, Placed(path, eta_s)))
         else:
             flight.alive_at = now + self._config.keepalive_s
             self._out.append(Send(flight.upstream, Accept(*flight.ident, True, eta_s, path, digest)))
@@ -303,7 +314,7 @@ class Flights:
         if flight.upstream is None:
             flight.written.extend(chunk.tokens)
             flight.text.append(chunk.text)
-            self._out.append(Deliver(flight.query.id, chunk))
+            self._deliver(Deliver(flight.query.id, chunk))
         else:
             flight.alive_at = now + self._config.keepalive_s
             self._out.append(Send(flight.upstream, Tokens(chunk)))

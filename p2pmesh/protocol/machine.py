@@ -16,10 +16,12 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.backups import Backups
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.draining import Draining
 from p2pmesh.protocol.experience import Experience
+from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.gossip import Gossip, Signer
 from p2pmesh.protocol.linking import Linking
 from p2pmesh.protocol.loads import Loads
@@ -58,14 +60,17 @@ class Machine:
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
         self.gossip = Gossip(record, config, self.codec, signer, self.membership, rng, self._out, now)
         experience = self._experience = Experience(me, epoch)
-        breakers = Breakers()
+        breakers = self._breakers = Breakers()
         self._local = Local(config, AnswerLength(), self._out)
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
         self.loads = Loads(config, self._linking.load_set, self._out, now)
         parts = (self.membership, self.gossip, self._local, self.loads, experience, breakers)
         asked = (self._able, self._tried, lambda: self._now)
         planning = self._planning = Planning(me, name, config, *parts, *asked)
-        asking = (planning.plan, self._sent, self._reach, self._can_embed, self._answered)
+        held = (self._holders, self._may_see, self._flight, self._reach, self._ask, self._cancel)
+        self.backups = Backups(me, config, self._out, *held)
+        sending = (planning.plan, self._sent, self._reach, self._can_embed)
+        asking = (*sending, self.backups.deliver, self._answered)
         self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
         self._spared = (-math.inf, False)
@@ -75,7 +80,15 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
         self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
-        self._parts = (self.membership, self._linking, self.gossip, self.loads, self.ratings, self.relay)
+        self._parts = (
+            self.membership,
+            self._linking,
+            self.gossip,
+            self.loads,
+            self.ratings,
+            self.relay,
+            self.backups,
+        )
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
@@ -88,6 +101,7 @@ class Machine:
             self.membership.excuse(late)
         self._now = now
         self.relay.advance(now)
+        self.backups.advance(now)
         self._dispatch(event, now)
         self.membership.advance(now)
         self._local.advance(now)
@@ -148,8 +162,11 @@ class Machine:
             case e.Described():
                 self._described(event, now)
             case e.Asked():
-                self._asked(event.query, now)
+                self._asked(event.query, event.guarded, now)
+            case e.Claimed():
+                self.backups.claimed(event, now)
             case e.Cancelled():
+                self.backups.cancelled(event.query_id)
                 self.relay.cancel(event.query_id, now)
             case e.Rated():
                 self.ratings.rated(event.query_id, event.outcome, now)
@@ -210,6 +227,8 @@ class Machine:
                 self.relay.on_cancel(peer, message, now)
             case m.Outcomes():
                 self.ratings.on_outcomes(peer, message)
+            case m.Keep() | m.Copy() | m.Kept() | m.Settle() | m.Claim() | m.Legacy():
+                self.backups.received(peer, message, now)
             case m.Steal():
                 self._stealing.on_steal(peer, now)
             case _:
@@ -227,6 +246,7 @@ class Machine:
             self.gossip.connected(peer, now)
             self.loads.connected(peer)
             self.relay.connected(peer, now)
+            self.backups.connected(peer)
             self.ratings.connected(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:
@@ -240,14 +260,16 @@ class Machine:
         self.gossip.disconnected(peer, now)
         self.loads.disconnected(peer)
         self.ratings.disconnected(peer)
+        self.backups.unreachable(peer, now)
 
     def _dial_failed(self, peer: PeerId, now: float) -> None:
         self.membership.dial_failed(peer, now)
         if peer not in self.membership.members:
             self.gossip.forgotten(peer)
+        self.backups.unreachable(peer, now)
         self.relay.dial_failed(peer, now)
 
-    def _asked(self, query: Query, now: float) -> None:
+    def _asked(self, query: Query, guarded: bool, now: float) -> None:
         try:
             self.codec.check(m.Forward(query))  # what could not travel is not taken
         except LocalProtocolError as exc:
@@ -256,7 +278,27 @@ class Machine:
         if self.draining.begun:
             self._out.append(e.Fail(query.id, Reason.OVERLOADED, "this peer is about to go", (), 1.0))
             return
+        if guarded and self.relay.flights.get(query.id) is None:
+            self.backups.guard(query, now)
         self.relay.ask(query, now)
+
+    def _ask(self, query: Query, now: float) -> None:
+        self._asked(query, True, now)
+
+    def _cancel(self, query_id: QueryId, now: float) -> None:
+        self.relay.cancel(query_id, now)
+
+    def _holders(self, zone: str) -> set[PeerId]:
+        """Return who may hold what was asked here."""
+        links = self.membership.links
+        return {peer for peer in links if self.membership.is_alive(peer) and self._may_see(peer, zone)}
+
+    def _may_see(self, peer: PeerId, zone: str) -> bool:
+        its = self._known(peer)
+        return its is not None and zone in its.zones
+
+    def _flight(self, query_id: QueryId) -> Flight | None:
+        return self.relay.flights.get(query_id)
 
     def _described(self, event: e.Described, now: float) -> None:
         try:

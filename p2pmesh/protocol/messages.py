@@ -229,6 +229,55 @@ class Steal:
     """I have nothing to do: hand me a query that waits with you. Answered by a `Forward`, or by nothing."""
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Hold this query, which was asked here, and what there is of its answer. Answered by `Kept`; where there
+    is no room, by nothing."""
+
+    query: Query
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The next piece of an answer that you hold. Answered by `Kept`."""
+
+    chunk: Chunk
+    digest: str = ""
+    """Of the model that wrote all of it; empty: more than one did."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """So much of the answer I hold."""
+
+    query_id: QueryId
+    chunks: int
+    """How many chunks, and one more where I hold its end."""
+
+
+@dataclass(frozen=True)
+class Settle:
+    """An answer that is held is whole; or (None) over, nowhere to be had, or taken by somebody else."""
+
+    query_id: QueryId
+    ended: Ended | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Its asker is with me: give me what you hold. Answered by `Legacy`, or a `Settle` without an end."""
+
+    query_id: QueryId
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """A query, and what there is of its answer; I hold it no more."""
+
+    query: Query
+    ended: Ended | None = None
+
+
 PeerMessage: TypeAlias = (
     Ping
     | Ack
@@ -251,5 +300,11 @@ PeerMessage: TypeAlias = (
     | Seek
     | Part
     | Outcomes
+    | Keep
+    | Copy
+    | Kept
+    | Settle
+    | Claim
+    | Legacy
 )
 """All of them."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.breakers import Breakers
-from p2pmesh.protocol.events import Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
+from p2pmesh.protocol.events import Deliver, Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
 from p2pmesh.protocol.flight import Flight, Flights, Phase, brief
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
@@ -45,11 +45,13 @@ class Relay:
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         can_embed: Callable[[], bool],
+        deliver: Callable[[Deliver | Fail], None],
         answered: Callable[[Query, Ended], None],
         out: list[Effect],
     ) -> None:
         self.me, self.name = me, name
-        self.flights = Flights(config, out, answered)
+        self.flights = Flights(config, out, deliver, answered)
+        self._deliver = deliver
         self._config = config.relay
         self._limits = config.limits
         self._local = local
@@ -77,12 +79,12 @@ class Relay:
         """Somebody at this peer asks."""
         if len(self.flights) >= self._config.flights_max:
             wait = self._local.remaining_s(now)
-            self._out.append(
+            self._deliver(
                 Fail(query.id, Reason.OVERLOADED, "too many queries are in flight here", (), max(1.0, wait))
             )
             return
         if self.flights.get(query.id) is not None:
-            self._out.append(Fail(query.id, Reason.BAD_REQUEST, "this query id is in flight already"))
+            self._deliver(Fail(query.id, Reason.BAD_REQUEST, "this query id is in flight already"))
             return
         self._recovery.budget.earn()
         flight = Flight(query, None, now + query.budget_s, Phase.EMBEDDING)

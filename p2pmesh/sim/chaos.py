@@ -19,7 +19,7 @@ import click
 from p2pmesh.config import Config, Membership, Relay
 from p2pmesh.protocol.flight import Phase
 from p2pmesh.query import Resume
-from p2pmesh.record import GENERAL, PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 from p2pmesh.sim.faults import Faults
 from p2pmesh.sim.judge import CONVERGE_S, Asking, Violation
 from p2pmesh.sim.mutants import MUTANTS
@@ -32,6 +32,8 @@ ZONE = "red"
 _SLOW_MODEL = "slow"
 """Served by one peer alone, one query at a time: who asks for it waits."""
 _MEET_S = 3.0
+_GUARDED_EVERY = 3
+"""One in so many queries is held by another peer too."""
 _CANCELLED = 0.2
 """Share of the queries whose asker goes away."""
 _BUDGETS_S = (2.0, 6.0, 15.0)
@@ -156,6 +158,7 @@ def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: S
         if world.now >= next_fault:
             next_fault += setting.fault_s
             what = faults.strike()
+            world.later(rng.uniform(0.0, 2.0), lambda: _come_back(world, rng))
             if story is not None:
                 story.note(world.now, what)
         world.run(min(next_query, next_fault, until) - world.now)
@@ -169,7 +172,16 @@ def _ask(world: World, rng: Random, ident: PeerId) -> Asking:
         budget_s=rng.choice(_BUDGETS_S),
         zone=ZONE if rng.random() < 0.2 else GENERAL,
         resume=_RESUMES[len(world.judge.askings) % len(_RESUMES)],
+        guarded=len(world.judge.askings) % _GUARDED_EVERY == 0,
     )
+
+
+def _come_back(world: World, rng: Random) -> None:
+    """Whoever asked at a peer that died comes to another one for the rest of his answer."""
+    for asking in list(world.judge.askings.values()):
+        if asking.orphaned and asking.holder:
+            world.claim(asking, rng.choice(world.awake()))
+            asking.holder = NOBODY
 
 
 def _cancel(world: World, asking: Asking) -> None:

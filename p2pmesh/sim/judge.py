@@ -25,10 +25,11 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.backups import HELD_MAX
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume
-from p2pmesh.record import CONVERSATIONS_MAX, PeerId
+from p2pmesh.record import CONVERSATIONS_MAX, NOBODY, PeerId
 
 _GRACE_S = 0.001
 """Seconds by which an end may be late: rounding of virtual time."""
@@ -64,6 +65,10 @@ class Asking:
     cancelled: bool = False
     orphaned: bool = False
     """Its peer died: it is nobody's any more."""
+    before: str = ""
+    """What the asker had of it from a peer that died, when he came for the rest."""
+    holder: PeerId = NOBODY
+    """From whom the rest is to be had."""
     excused_until: float = 0.0
     """Its peer was stopped until then, and could not end it in time."""
 
@@ -75,7 +80,7 @@ class Asking:
     @property
     def text(self) -> str:
         """What has arrived."""
-        return "".join(chunk.text for chunk in self.chunks)
+        return self.before + "".join(chunk.text for chunk in self.chunks)
 
     @property
     def served_by(self) -> PeerId | None:
@@ -179,8 +184,12 @@ class Judge:
         match effect.item:
             case e.Placed(path=path):
                 asking.path = path
+            case e.Guarded(holder=holder):
+                asking.holder = holder
             case Chunk() as chunk:
-                if chunk.index != len(asking.chunks):
+                due = asking.chunks[-1].index + 1 if asking.chunks else 0
+                claimed = asking.before and not asking.chunks  # another peer knows how many there were
+                if chunk.index != due and not claimed:
                     raise Violation(f"chunk {chunk.index} after {len(asking.chunks)} chunks")
                 if asking.chunks and chunk.attempt < asking.chunks[-1].attempt:
                     raise Violation(f"a chunk of attempt {chunk.attempt} of {effect.query_id} comes late")
@@ -245,6 +254,7 @@ class Judge:
         for ident in sorted(nodes):
             node = nodes[ident]
             left = [f.query.id for f in node.machine.relay.flights] or [key[0] for key in node.runs]
+            left += [*node.machine.backups._mine, *node.machine.backups._wanted]
             if left or len(node.machine._local._jobs):
                 raise Violation(f"{ident} still holds {len(left)} queries that nobody waits for")
 
@@ -285,6 +295,9 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
         ("jobs", relay.flights_max, lambda m: m._local._jobs),
         ("waiting jobs", relay.waiting_max, lambda m: m._local._waiting),
         ("conversations", limits.models_max * CONVERSATIONS_MAX, lambda m: m._local._held),
+        ("breakers", members.members_max, lambda m: m._breakers._table),
+        ("answers held for others", HELD_MAX, lambda m: m.backups._held),
+        ("answers held elsewhere", relay.flights_max, lambda m: m.backups._mine),
         ("pieces not reckoned with", 0, lambda m: m._local._pieces),
     )
 

@@ -66,8 +66,10 @@ def _tell(thing: e.Event | e.Effect) -> str:  # noqa: C901 - one line for each
             return ""
 
 
-def _item(query_id: QueryId, item: e.Placed | Chunk | Ended) -> str:
+def _item(query_id: QueryId, item: e.Placed | e.Guarded | Chunk | Ended) -> str:
     match item:
+        case e.Guarded(holder=holder):
+            return f"{_short(query_id)}: is held by {holder or 'nobody'}"
         case e.Placed(path=path, eta_s=eta_s):
             return f"{_short(query_id)}: placed at {path[-1].peer}, {eta_s:.1f} s"
         case Chunk(index=index, attempt=attempt):

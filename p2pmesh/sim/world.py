@@ -11,7 +11,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
 
@@ -24,30 +24,18 @@ from p2pmesh.query import Message, Options, Query, QueryId, Resume, Usage
 from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, Vector, quantise
 from p2pmesh.sim.engine import BatchEngine, PrefixCache
 from p2pmesh.sim.judge import Asking, Judge
+from p2pmesh.sim.signer import SimSigner
 from p2pmesh.sim.wire import Weather, Wire
 
 SPACE = "sim"
 _DIMENSIONS = 64
+CLAIMED_S = 10.0
+"""Seconds that a claim may take beside what is left of the query's budget."""
 _EMBED_S = 0.0065
 """Seconds of one embedding: MiniLM's, measured."""
 
 Tell: TypeAlias = Callable[[float, PeerId, "e.Event | e.Effect"], None]
 """Hears what happens at which peer, and what it does about it."""
-
-
-class SimSigner:
-    """A stand-in for a key: as unforgeable as the simulated peers are honest, and a hundred times as fast."""
-
-    def __init__(self, me: PeerId) -> None:
-        self._me = me
-
-    def sign(self, body: bytes) -> bytes:
-        """Return a digest only `verify` with this peer's id accepts."""
-        return hashlib.blake2b(body, digest_size=32, key=self._me.encode()[:64]).digest()
-
-    def verify(self, peer: PeerId, body: bytes, signature: bytes) -> bool:
-        """Return whether `sign` made `signature` for `peer`."""
-        return SimSigner(peer).sign(body) == signature
 
 
 @dataclass(frozen=True)
@@ -286,6 +274,7 @@ class World:
         answer: int = 0,
         messages: tuple[Message, ...] = (),
         resume: Resume = Resume.ANY,
+        guarded: bool = False,
     ) -> Asking:
         """Ask something about `topic` (None: nothing in particular) at a peer, now, for `tokens` at most; it
         will be answered in `answer` tokens (0: in all of them), which nobody knows. Or ask `messages`, the
@@ -300,8 +289,21 @@ class World:
         )
         self._answers[query_id] = min(answer or tokens, tokens)
         asking = self.judge.asked(query, self.now)
-        self.happen(ident, e.Asked(query))
+        self.happen(ident, e.Asked(query, guarded))
         return asking
+
+    def claim(self, asking: Asking, ident: PeerId) -> Asking:
+        """Its asker comes to `ident` for the rest of an answer, as its peer has died."""
+        self._queries += 1
+        query_id = QueryId(hashlib.blake2b(f"{self._queries}".encode(), digest_size=16).hexdigest())
+        left_s = max(0.0, asking.asked_at + asking.query.budget_s - self.now) + CLAIMED_S
+        claimed = self.judge.asked(
+            replace(asking.query, id=query_id, origin=ident, budget_s=left_s), self.now
+        )
+        claimed.before = asking.text
+        self._answers[query_id] = self._answers[asking.query.id]
+        self.happen(ident, e.Claimed(query_id, asking.query.id, asking.holder, len(asking.text)))
+        return claimed
 
     def cancel(self, asking: Asking) -> None:
         """The asker goes away."""

@@ -22,6 +22,7 @@ from p2pmesh.errors import ConfigError, ModelLoadError
 from tests.integration.processes import (
     HANG_S,
     PEER,
+    VERB,
     PeerProcess,
     echo_config,
     environment,
@@ -245,7 +246,7 @@ def test_a_signal_while_it_starts_ends_it_quietly(tmp_path: Path, number: int):
 def asked(peer: PeerProcess, words: str) -> Iterator[dict[str, Any]]:
     """Ask for the echo of `words`, and give its events as they come."""
     body = {"messages": [{"role": "user", "content": words}], "stream": True, "max_tokens": 300}
-    return client.events(peer.url, "/v1/chat/completions", body)
+    return client.events([peer.url], "/v1/chat/completions", body)
 
 
 def refuses(peer: PeerProcess) -> bool:
@@ -422,3 +423,23 @@ def test_a_peer_that_is_killed_is_dropped_and_the_others_answer(tmp_path: Path):
         finally:
             again.stop()
         until(lambda: ada.alive() == {"ada", "bea"})
+
+
+def test_an_answer_outlives_the_peer_it_was_asked_at(tmp_path: Path):
+    words = [f"w{number}" for number in range(120)]
+    with peers(tmp_path, ada=40.0, bea=40.0, cyn=41.0) as started:
+        ada, bea, _ = started.values()
+        asked = subprocess.Popen(
+            [*VERB, "ask", " ".join(words), "--max-tokens", "200", "--url", ada.url, "--url", bea.url],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert asked.stdout is not None
+        begun = asked.stdout.read(40)
+        ada.process.kill()
+        rest, said = asked.communicate(timeout=HANG_S)
+        assert (begun + rest).strip() == "echo: " + " ".join(words), said
+        assert asked.returncode == 0
+        assert all(held.status()["flights"] == 0 for held in (bea, started["cyn"]))

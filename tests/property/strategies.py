@@ -190,5 +190,11 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.Lines, st.lists(st.integers(0, 31), max_size=32).map(tuple), lines),
     st.builds(m.Seek, st.lists(peers, max_size=20).map(tuple)),
     st.just(m.Part()),
+    st.builds(m.Keep, queries),
+    st.builds(m.Copy, chunks(), words),
+    st.builds(m.Kept, query_ids, counts),
+    st.builds(m.Settle, query_ids, st.none() | ended),
+    st.builds(m.Claim, query_ids),
+    st.builds(m.Legacy, queries, st.none() | ended),
     st.builds(m.Outcomes, st.builds(Report, st.integers(0, 3), st.lists(rows, max_size=5).map(tuple))),
 )

@@ -50,7 +50,7 @@ def query(driver: Driver, name: str) -> Query:
 async def test_one_who_asks_is_told_the_end_once(made: Any):
     driver, _ = made
     told: list[Any] = []
-    driver.ask(query(driver, "a"), told.append)
+    driver.ask(e.Asked(query(driver, "a")), told.append)
     assert [outcome.reason.value for outcome in told] == ["no_route"]
     driver.cancel(QueryId("a" * 32))
     driver.close()
@@ -62,10 +62,10 @@ async def test_one_who_asks_while_effects_are_performed_is_served_after_them(mad
     order: list[str] = []
 
     def first(_: Any) -> None:
-        driver.ask(query(driver, "b"), lambda _: order.append("b"))
+        driver.ask(e.Asked(query(driver, "b")), lambda _: order.append("b"))
         order.append("a")
 
-    driver.ask(query(driver, "a"), first)
+    driver.ask(e.Asked(query(driver, "a")), first)
     assert order == ["a", "b"]
 
 
@@ -73,7 +73,7 @@ async def test_a_closed_driver_answers_everybody(made: Any):
     driver, _ = made
     driver.close()
     told: list[Any] = []
-    driver.ask(query(driver, "a"), told.append)
+    driver.ask(e.Asked(query(driver, "a")), told.append)
     assert [(o.reason.value, o.detail) for o in told] == [("peer_lost", "this peer has left the mesh")]
 
 

@@ -31,7 +31,7 @@ def out() -> list[e.Effect]:
 
 @pytest.fixture
 def flights(out: list[e.Effect]) -> Flights:
-    return Flights(CONFIG, out, lambda query, ended: None)
+    return Flights(CONFIG, out, out.append, lambda query, ended: None)
 
 
 def flight(number: int = 1, upstream: PeerId | None = A, attempt: int = 0, **more: object) -> Flight:
@@ -168,7 +168,7 @@ def test_an_answer_that_was_asked_for_here_is_told_of_and_one_that_passed_throug
     out: list[e.Effect],
 ) -> None:
     told: list[tuple[Query, Ended]] = []
-    flights = Flights(CONFIG, out, lambda query, ended: told.append((query, ended)))
+    flights = Flights(CONFIG, out, out.append, lambda query, ended: told.append((query, ended)))
     here, there = flight(1, upstream=None), flight(2)
     for one in (here, there):
         flights.add(one)

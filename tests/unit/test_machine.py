@@ -17,7 +17,7 @@ from p2pmesh.protocol.routing import Kind
 from p2pmesh.protocol.workload import salted
 from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import Capability, Load, PeerId, Version
-from p2pmesh.sim.world import SimSigner
+from p2pmesh.sim.signer import SimSigner
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 
 V1 = Version(1, 1)

@@ -1,0 +1,401 @@
+"""An answer outlives the peer it was asked at: another one holds the question, and all that came of it.
+
+Three parts, of one answer each played by a peer of its own: who asks lets another hold it, and gives nothing
+to the asker that is not held yet; who holds it tells nobody but the one who comes for it; who comes for it
+goes on where the asker's text broke off. It knows queries and answers; who may hold one, and how a query is
+sent on its way, it is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from typing_extensions import assert_never
+
+from p2pmesh.config import Config
+from p2pmesh.errors import Reason
+from p2pmesh.protocol.events import Claimed, Deliver, Effect, Fail, Guarded, Placed, Send
+from p2pmesh.protocol.flight import Flight
+from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
+from p2pmesh.query import Accepted, Chunk, Ended, Query, QueryId, Resume
+from p2pmesh.record import NOBODY, PeerId
+
+_ACK_S = 1.0
+"""Seconds in which a holder must say what it holds, or another one is chosen: it delays what the asker reads.
+A guess: a hundred round trips of a LAN."""
+_HOLDERS_MAX = 3
+"""Holders tried for one query. Then it goes on without: the asker has waited long enough."""
+_KEPT_S = 60.0
+"""Seconds for which an answer is held once it is whole, or its time is over. A guess: a client that lost its
+connection comes back within seconds."""
+_CLAIM_S = 5.0
+"""Seconds in which a holder must hand over what it holds. A guess: a dial and two round trips."""
+HELD_MAX = 256
+"""Most answers held for others; of more, those that are whole go first. A guess: with
+`limits.prompt_bytes_max` and `accepted_bytes_max`, 50 MB at worst."""
+
+
+@dataclass
+class _Mine:
+    """An answer of ours that another peer holds."""
+
+    query: Query
+    deadline: float
+    """When its asker gives up, and must have all there is."""
+    holder: PeerId = NOBODY
+    tried: tuple[PeerId, ...] = ()
+    again: bool = False
+    """Whether the holder was asked a second time, as it said nothing."""
+    acked: int = -1
+    """Chunks that it holds, and one more for the end; -1: it has not said anything yet."""
+    chunks: int = 0
+    due: float = math.inf
+    """When the holder must have said that it holds all."""
+    waiting: deque[tuple[int, Deliver | Fail]] = field(default_factory=deque)
+    """What the asker gets as soon as so many chunks are held."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the last of it waits to be given."""
+        last = self.waiting[-1][1] if self.waiting else None
+        return isinstance(last, Fail) or (last is not None and isinstance(last.item, Ended))
+
+
+@dataclass
+class _Held:
+    """An answer of another's that we hold."""
+
+    owner: PeerId
+    query: Query
+    since: float
+    until: float
+    tokens: list[int]
+    text: list[str]
+    size: int
+    chunks: int
+    digest: str
+    ended: Ended | None = None
+
+
+@dataclass
+class _Wanted:
+    """An answer that somebody here has come for, and that `holder` has."""
+
+    event: Claimed
+    due: float
+
+
+class Backups:
+    """All three parts, as one peer plays them."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        config: Config,
+        out: list[Effect],
+        holders: Callable[[str], Collection[PeerId]],
+        may_see: Callable[[PeerId, str], bool],
+        flight: Callable[[QueryId], Flight | None],
+        reach: Callable[[PeerId, tuple[str, ...]], bool | None],
+        ask: Callable[[Query, float], None],
+        cancel: Callable[[QueryId, float], None],
+    ) -> None:
+        """`holders` returns the links that may see a zone, `flight` a query in flight here; `ask` and
+        `cancel` do so for somebody at this peer; `reach` as in `relay`."""
+        self._me = me
+        self._bytes_max = config.limits.accepted_bytes_max
+        self._out = out
+        self._holders, self._may_see, self._flight = holders, may_see, flight
+        self._reach, self._ask, self._cancel = reach, ask, cancel
+        self._mine: dict[QueryId, _Mine] = {}
+        self._held: dict[QueryId, _Held] = {}
+        self._wanted: dict[QueryId, _Wanted] = {}
+        self.deadline = math.inf
+        self._now = 0.0
+
+    def received(
+        self, peer: PeerId, message: Keep | Copy | Kept | Settle | Claim | Legacy, now: float
+    ) -> None:
+        """A peer that plays one of the other two says something."""
+        match message:
+            case Keep():
+                self._on_keep(peer, message, now)
+            case Copy():
+                self._on_copy(peer, message)
+            case Kept():
+                self._on_kept(peer, message, now)
+            case Settle():
+                self._on_settle(peer, message, now)
+            case Claim():
+                self._on_claim(peer, message, now)
+            case Legacy():
+                self._on_legacy(peer, message, now)
+            case _:
+                assert_never(message)
+
+    # -- who asks -------------------------------------------------------------------------------------
+
+    def guard(self, query: Query, now: float) -> None:
+        """Let another peer hold `query`, which somebody asks here, and its answer."""
+        mine = self._mine[query.id] = _Mine(replace(query, vector=None, space=""), now + query.budget_s)
+        self._next_holder(mine, now)
+
+    def deliver(self, effect: Deliver | Fail) -> None:
+        """Give the asker the next thing, as soon as it is held elsewhere what he has by then."""
+        mine = self._mine.get(effect.query_id)
+        if mine is None:
+            self._out.append(effect)
+            return
+        held = mine.chunks
+        if isinstance(effect, Fail):
+            if effect.reason is not Reason.PEER_LOST:  # which alone another peer may make good
+                self._send(mine, Settle(mine.query.id, None))
+                mine.holder = NOBODY
+        elif isinstance(effect.item, Chunk):
+            held = mine.chunks = effect.item.index + 1
+            flight = self._flight(mine.query.id)
+            digest = "" if flight is None or flight.mixed else flight.digest
+            self._send(mine, Copy(replace(effect.item, logprobs=()), digest))
+        elif isinstance(effect.item, Ended):
+            held += 1
+            self._send(mine, Settle(mine.query.id, effect.item))
+        mine.waiting.append((held, effect))
+        self._flush(mine)
+        if mine.waiting and mine.due == math.inf:
+            self._watch(mine, self._now)
+
+    def cancelled(self, query_id: QueryId) -> None:
+        """Nobody waits for it any more."""
+        self._wanted.pop(query_id, None)
+        mine = self._mine.pop(query_id, None)
+        if mine is not None:
+            self._send(mine, Settle(query_id, None))
+
+    def _on_kept(self, peer: PeerId, message: Kept, now: float) -> None:
+        """A holder says how much it holds."""
+        mine = self._mine.get(message.query_id)
+        if mine is None or mine.holder != peer or message.chunks <= mine.acked:
+            return
+        if mine.acked < 0:
+            self._out.append(Deliver(message.query_id, Guarded(peer)))
+        mine.acked, mine.again = message.chunks, False
+        mine.due = math.inf
+        self._flush(mine)
+        if mine.waiting:
+            self._watch(mine, now)
+
+    def _unheard(self, mine: _Mine, now: float) -> None:
+        """The holder has not said that it holds all: a piece may have been lost."""
+        if not mine.again and not mine.over and now < mine.deadline:
+            mine.again = True
+            self._let_hold(mine, now)
+            return
+        self._send(mine, Settle(mine.query.id, None))
+        self._next_holder(mine, now)
+
+    def _next_holder(self, mine: _Mine, now: float) -> None:
+        """Choose one, in an order that no two queries share; nobody, where there is none left."""
+        told = mine.acked >= 0
+        mine.holder, mine.acked, mine.due, mine.again = NOBODY, -1, math.inf, False
+        left = set(self._holders(mine.query.zone)).difference(mine.tried)
+        if left and len(mine.tried) < _HOLDERS_MAX and not mine.over and now < mine.deadline:
+            mine.holder = min(left, key=lambda peer: blake2b(f"{mine.query.id} {peer}".encode()).digest())
+            mine.tried = (*mine.tried, mine.holder)
+            self._let_hold(mine, now)
+            return
+        if told:
+            self._out.append(Deliver(mine.query.id, Guarded(NOBODY)))
+        self._flush(mine)
+        self._mine.pop(mine.query.id, None)
+
+    def _let_hold(self, mine: _Mine, now: float) -> None:
+        flight = self._flight(mine.query.id)
+        accepted = None if flight is None else flight.accepted()
+        self._send(mine, Keep(replace(mine.query, accepted=accepted or mine.query.accepted)))
+        self._watch(mine, now)
+
+    def _flush(self, mine: _Mine) -> None:
+        while mine.waiting and (mine.holder == NOBODY or mine.waiting[0][0] <= mine.acked):
+            effect = mine.waiting.popleft()[1]
+            self._out.append(effect)
+            if isinstance(effect, Fail) or isinstance(effect.item, Ended):
+                self._mine.pop(mine.query.id, None)
+
+    def _send(self, mine: _Mine, message: Keep | Copy | Settle) -> None:
+        if mine.holder != NOBODY:
+            self._out.append(Send(mine.holder, message))
+
+    def _watch(self, mine: _Mine, now: float) -> None:
+        mine.due = min(now + _ACK_S, mine.deadline)
+        self.deadline = min(self.deadline, mine.due)
+
+    # -- who holds ------------------------------------------------------------------------------------
+
+    def _on_keep(self, peer: PeerId, message: Keep, now: float) -> None:
+        """Hold a query of `peer`'s, and what there is of its answer. Silence says that there is no room."""
+        query = message.query
+        old = self._held.get(query.id)
+        if query.origin != peer or (old is not None and old.owner != peer):
+            return
+        if old is None and len(self._held) >= HELD_MAX:
+            whole = next((i for i, held in self._held.items() if held.ended is not None), None)
+            if whole is None:
+                return
+            del self._held[whole]
+        got = query.accepted or Accepted((), "", 0)
+        until = now + query.budget_s + _KEPT_S
+        self._held[query.id] = _Held(
+            peer,
+            query,
+            now,
+            until,
+            list(got.tokens),
+            [got.text],
+            len(got.text.encode()),
+            got.chunks,
+            got.digest,
+        )
+        self.deadline = min(self.deadline, until)
+        self._out.append(Send(peer, Kept(query.id, got.chunks)))
+
+    def _on_copy(self, peer: PeerId, message: Copy) -> None:
+        """The next piece of an answer that is held here."""
+        chunk = message.chunk
+        held = self._held.get(chunk.query_id)
+        if held is None or held.owner != peer or chunk.index != held.chunks:
+            return
+        held.size += len(chunk.text.encode())
+        if (
+            held.size > self._bytes_max
+            or len(held.tokens) + len(chunk.tokens) > held.query.options.max_tokens
+        ):
+            del self._held[chunk.query_id]  # so long an answer cannot be gone on with
+            return
+        held.tokens.extend(chunk.tokens)
+        held.text.append(chunk.text)
+        held.chunks, held.digest = chunk.index + 1, message.digest
+        self._out.append(Send(peer, Kept(chunk.query_id, held.chunks)))
+
+    def _on_settle(self, peer: PeerId, message: Settle, now: float) -> None:
+        """It is over; or it is not held where it was looked for; or somebody else has come for it."""
+        held = self._held.get(message.query_id)
+        if held is not None and held.owner == peer:
+            if message.ended is None:
+                del self._held[message.query_id]
+            else:
+                held.ended, held.until = message.ended, now + _KEPT_S
+                self.deadline = min(self.deadline, held.until)
+                self._out.append(Send(peer, Kept(message.query_id, held.chunks + 1)))
+            return
+        mine = self._mine.get(message.query_id)
+        if mine is not None and mine.holder == peer:
+            del self._mine[message.query_id]
+            self._cancel(message.query_id, now)
+            how = "somebody came for this answer at another peer"
+            self._out.append(Fail(message.query_id, Reason.CANCELLED, how))
+        for wanted in [w for w in self._wanted.values() if w.event.holder == peer]:
+            if wanted.event.held_id == message.query_id:
+                self._not_found(wanted)
+
+    def _on_claim(self, peer: PeerId, message: Claim, now: float) -> None:
+        """Somebody has come for an answer at `peer`."""
+        held = self._held.get(message.query_id)
+        if held is None or not self._may_see(peer, held.query.zone):
+            self._out.append(Send(peer, Settle(message.query_id, None)))
+            return
+        self._out.append(Send(peer, self._hand_over(held, now)))
+
+    def _hand_over(self, held: _Held, now: float) -> Legacy:
+        query = held.query
+        del self._held[query.id]
+        if held.ended is None and held.owner != self._me:
+            self._out.append(Send(held.owner, Settle(query.id, None)))
+        left_s = max(0.0, query.budget_s - (now - held.since))
+        got = Accepted(tuple(held.tokens), "".join(held.text), held.chunks, held.digest)
+        return Legacy(replace(query, budget_s=left_s, accepted=got if held.chunks else None), held.ended)
+
+    # -- who comes for it -----------------------------------------------------------------------------
+
+    def claimed(self, event: Claimed, now: float) -> None:
+        """Somebody here comes for an answer that was begun elsewhere."""
+        wanted = _Wanted(event, now + _CLAIM_S)
+        held = self._held.get(event.held_id)
+        if event.holder == self._me:
+            if held is None:
+                return self._not_found(wanted)
+            return self._go_on(event, self._hand_over(held, now), now)
+        self._wanted[event.query_id] = wanted
+        self.deadline = min(self.deadline, wanted.due)
+        linked = self._reach(event.holder, ())
+        if linked:
+            self._out.append(Send(event.holder, Claim(event.held_id)))
+        elif linked is None:
+            self._not_found(wanted)
+        return None
+
+    def _on_legacy(self, peer: PeerId, message: Legacy, now: float) -> None:
+        """Here it is."""
+        for wanted in list(self._wanted.values()):
+            if wanted.event.holder == peer and wanted.event.held_id == message.query.id:
+                del self._wanted[wanted.event.query_id]
+                self._go_on(wanted.event, message, now)
+                return
+
+    def _go_on(self, event: Claimed, legacy: Legacy, now: float) -> None:
+        """Give whoever came what he has not seen, and go on from there."""
+        got = legacy.query.accepted
+        text = "" if got is None else got.text
+        if event.seen > len(text):
+            how = f"{event.seen} characters were seen of an answer of which there were {len(text)}"
+            self._out.append(Fail(event.query_id, Reason.BAD_REQUEST, how))
+            return
+        if got is not None and text[event.seen :]:
+            rest = Chunk(event.query_id, 0, got.chunks - 1, (), text[event.seen :])
+            self._out.append(Deliver(event.query_id, rest))
+        if legacy.ended is not None:
+            self._out.append(Deliver(event.query_id, Placed(legacy.ended.path, 0.0)))
+            self._out.append(Deliver(event.query_id, legacy.ended))
+        elif got is not None and legacy.query.resume is Resume.NEVER:
+            self._out.append(Fail(event.query_id, Reason.PEER_LOST, "the peer it was asked at went away"))
+        else:
+            again = {"id": event.query_id, "origin": self._me, "attempt": int(got is not None)}
+            self._ask(replace(legacy.query, **again, path=(), excluded=(), target=NOBODY, search=None), now)  # type: ignore[arg-type]
+
+    def _not_found(self, wanted: _Wanted) -> None:
+        self._wanted.pop(wanted.event.query_id, None)
+        how = "nobody holds this answer any more: ask anew"
+        self._out.append(Fail(wanted.event.query_id, Reason.NO_ROUTE, how))
+
+    # -- links and time -------------------------------------------------------------------------------
+
+    def connected(self, peer: PeerId) -> None:
+        """A link is there: what was waited for is claimed."""
+        for wanted in self._wanted.values():
+            if wanted.event.holder == peer:
+                self._out.append(Send(peer, Claim(wanted.event.held_id)))
+
+    def unreachable(self, peer: PeerId, now: float) -> None:
+        """A link closed, or there will be none."""
+        for mine in [mine for mine in self._mine.values() if mine.holder == peer]:
+            self._next_holder(mine, now)
+        for wanted in [wanted for wanted in self._wanted.values() if wanted.event.holder == peer]:
+            self._not_found(wanted)
+
+    def advance(self, now: float) -> None:
+        """Do what is due."""
+        self._now = now
+        if now < self.deadline:
+            return
+        for mine in [mine for mine in self._mine.values() if mine.due <= now]:
+            self._unheard(mine, now)
+        for query_id in [query_id for query_id, held in self._held.items() if held.until <= now]:
+            del self._held[query_id]
+        for wanted in [wanted for wanted in self._wanted.values() if wanted.due <= now]:
+            self._not_found(wanted)
+        dues = [mine.due for mine in self._mine.values()]
+        dues += [held.until for held in self._held.values()]
+        self.deadline = min([*dues, *(wanted.due for wanted in self._wanted.values())], default=math.inf)

@@ -1,0 +1,396 @@
+"""An answer outlives its peer: what who asks, who holds it and who comes for it do and say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from p2pmesh.errors import Reason
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Options, Query, QueryId, Resume, Usage
+from p2pmesh.record import GENERAL, NOBODY, Capability, PeerId
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
+
+ASKED = replace(query(1, origin=ME), options=Options(max_tokens=16))
+ID = ASKED.id
+HERS = replace(ASKED, origin=A)
+"""The same, asked at `A`."""
+NEW = QueryId(f"{99:032x}")
+ENDED = Ended(Usage(1, 2), "stop", "small", MODEL.digest, (Hop(B, "b", ""),))
+
+
+def wrote(index: int) -> e.Generated:
+    return e.Generated(ID, 0, (index,), f"{index} ")
+
+
+def chunk(index: int, query_id: QueryId = ID) -> Chunk:
+    return Chunk(query_id, 0, index, (index,), f"{index} ")
+
+
+def delivered(effects: list[e.Effect]) -> list[object]:
+    return [effect.item for effect in of(effects, e.Deliver)]
+
+
+def texts(effects: list[e.Effect]) -> str:
+    return "".join(item.text for item in delivered(effects) if isinstance(item, Chunk))
+
+
+# -- who asks -----------------------------------------------------------------------------------------
+
+
+class Guarded(Bench):
+    """A peer with a model that was asked a query to be held elsewhere, linked to some without one."""
+
+    def __init__(self, *links: PeerId, asked: Query = ASKED) -> None:
+        super().__init__()
+        self.link(*links, capability=UNABLE)
+        self.begun = self.handle(e.Asked(asked, guarded=True))
+
+    def holder(self, effects: list[e.Effect]) -> PeerId:
+        """Return who is asked to hold it."""
+        [peer] = [s.peer for s in of(effects, e.Send) if isinstance(s.message, m.Keep)]
+        return peer
+
+
+def test_what_the_asker_gets_is_held_elsewhere_first() -> None:
+    bench = Guarded(B)
+    [keep] = sent(bench.begun, m.Keep, B)
+    assert keep.query.messages == ASKED.messages
+    assert delivered(bench.begun) == []
+    told = delivered(bench.say(B, m.Kept(ID, 0)))
+    assert told[0] == e.Guarded(B)
+    assert isinstance(told[1], e.Placed)
+    effects = bench.handle(wrote(0))
+    assert [copy.chunk for copy in sent(effects, m.Copy, B)] == [chunk(0)]
+    assert sent(effects, m.Copy, B)[0].digest == MODEL.digest
+    assert delivered(effects) == []
+    assert delivered(bench.say(B, m.Kept(ID, 1))) == [chunk(0)]
+    effects = bench.handle(e.Finished(ID, 0, Usage(1, 1), "stop"))
+    assert delivered(effects) == []
+    [settle] = sent(effects, m.Settle, B)
+    assert settle.ended is not None
+    assert delivered(bench.say(B, m.Kept(ID, 2))) == [settle.ended]
+
+
+def test_several_pieces_may_be_under_way() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    for index in range(3):
+        bench.handle(wrote(index))
+    assert texts(bench.say(B, m.Kept(ID, 2))) == "0 1 "
+    assert texts(bench.say(B, m.Kept(ID, 1))) == ""
+    assert texts(bench.say(B, m.Kept(ID, 3))) == "2 "
+
+
+def test_nobody_else_says_what_is_held() -> None:
+    bench = Guarded(B)
+    bench.link(C, capability=UNABLE)
+    assert delivered(bench.say(C, m.Kept(ID, 7))) == []
+
+
+def test_without_anybody_to_hold_it_the_asker_gets_it_at_once() -> None:
+    bench = Guarded()
+    assert len(delivered(bench.begun)) == 1
+    assert texts(bench.handle(wrote(0))) == "0 "
+
+
+def test_who_may_not_see_the_zone_does_not_hold_it() -> None:
+    secret = replace(ASKED, zone="hr")
+    bench = Bench(replace(ABLE, zones=(GENERAL, "hr")))
+    bench.link(B, capability=UNABLE)
+    assert not sent(bench.handle(e.Asked(secret, guarded=True)), m.Keep)
+    bench = Bench(replace(ABLE, zones=(GENERAL, "hr")))
+    bench.link(C, capability=Capability(zones=(GENERAL, "hr")))
+    assert sent(bench.handle(e.Asked(secret, guarded=True)), m.Keep, C)
+
+
+def test_when_the_holder_goes_another_gets_all_there_is() -> None:
+    bench = Guarded(B, C)
+    first = bench.holder(bench.begun)
+    bench.say(first, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    bench.say(first, m.Kept(ID, 1))
+    bench.handle(wrote(1))
+    effects = bench.handle(e.Disconnected(first))
+    [keep] = sent(effects, m.Keep)
+    assert keep.query.accepted == Accepted((0, 1), "0 1 ", 2, MODEL.digest)
+    assert texts(effects) == ""
+    second = bench.holder(effects)
+    assert {first, second} == {B, C}
+    told = bench.say(second, m.Kept(ID, 2))
+    assert delivered(told) == [e.Guarded(second), chunk(1)]
+
+
+def test_who_does_not_say_that_it_holds_it_is_replaced_and_the_last_is_not_waited_for() -> None:
+    bench = Guarded(A, B, C, D)
+    asked = [bench.holder(bench.begun)]
+    for _ in range(2):
+        assert bench.holder(bench.wait(1.01)) == asked[-1]  # once more, as something may have been lost
+        effects = bench.wait(1.01)
+        asked.append(bench.holder(effects))
+        assert delivered(effects) == []
+    assert len(set(asked)) == 3
+    assert bench.holder(bench.wait(1.01)) == asked[-1]
+    effects = bench.wait(1.01)
+    assert not sent(effects, m.Keep)
+    assert isinstance(delivered(effects)[0], e.Placed)
+
+
+def test_who_held_it_and_says_nothing_more_is_told_of_as_no_holder() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    assert delivered(bench.wait(1.01)) == []
+    effects = bench.wait(1.01)
+    assert delivered(effects) == [e.Guarded(NOBODY), chunk(0)]
+    assert texts(bench.handle(wrote(1))) == "1 "
+
+
+def test_the_asker_has_all_there_is_when_his_time_is_over() -> None:
+    bench = Guarded(B, C, asked=replace(ASKED, budget_s=0.5))
+    bench.handle(wrote(0))
+    effects = bench.wait(0.501)
+    assert texts(effects) == "0 "
+    [fail] = of(effects, e.Fail)
+    assert fail.reason is Reason.DEADLINE
+
+
+def test_a_query_that_fails_is_not_held_any_longer_unless_a_peer_was_lost() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    effects = bench.handle(e.Failed(ID, 0, Reason.BAD_REQUEST, "no"))
+    assert sent(effects, m.Settle, B) == [m.Settle(ID, None)]
+    assert texts(effects) == "0 "
+    assert len(of(effects, e.Fail)) == 1
+
+
+def test_who_no_longer_waits_lets_the_holder_forget() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    effects = bench.handle(e.Cancelled(ID))
+    assert sent(effects, m.Settle, B) == [m.Settle(ID, None)]
+    assert delivered(bench.say(B, m.Kept(ID, 1))) == []
+
+
+def test_who_came_for_it_elsewhere_gets_it_there_and_here_it_ends() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    effects = bench.say(B, m.Settle(ID, None))
+    assert [abort.query_id for abort in of(effects, e.Abort)] == [ID]
+    [fail] = of(effects, e.Fail)
+    assert fail.reason is Reason.CANCELLED
+    assert not len(bench.machine.relay.flights)
+
+
+def test_nobody_else_ends_it() -> None:
+    bench = Guarded(B)
+    bench.link(C, capability=UNABLE)
+    assert not of(bench.say(C, m.Settle(ID, None)), e.Fail)
+
+
+# -- who holds ----------------------------------------------------------------------------------------
+
+
+class Holder(Bench):
+    """A peer that holds what was asked at `A`, of whose answer there are two pieces."""
+
+    def __init__(self, *, pieces: int = 2, asked: Query = HERS) -> None:
+        super().__init__(UNABLE)
+        self.link(A, B, capability=UNABLE)
+        self.said = self.say(A, m.Keep(asked))
+        for index in range(pieces):
+            self.said += self.say(A, m.Copy(chunk(index, asked.id), MODEL.digest))
+
+
+def test_it_says_how_much_it_holds() -> None:
+    assert [kept.chunks for kept in sent(Holder().said, m.Kept, A)] == [0, 1, 2]
+
+
+def test_whoever_comes_gets_it_once_and_whose_it_was_hears_of_that() -> None:
+    bench = Holder()
+    bench.wait(2.0)
+    bench.link(A, B, capability=UNABLE)
+    effects = bench.say(B, m.Claim(ID))
+    [legacy] = sent(effects, m.Legacy, B)
+    assert legacy.query.accepted == Accepted((0, 1), "0 1 ", 2, MODEL.digest)
+    assert legacy.query.budget_s == pytest.approx(HERS.budget_s - 2.0)
+    assert sent(effects, m.Settle, A) == [m.Settle(ID, None)]
+    assert sent(bench.say(B, m.Claim(ID)), m.Settle, B) == [m.Settle(ID, None)]
+
+
+def test_it_outlives_whose_it_was() -> None:
+    bench = Holder()
+    bench.handle(e.Disconnected(A))
+    assert sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
+
+
+def test_a_whole_answer_is_held_for_a_minute() -> None:
+    bench = Holder()
+    assert sent(bench.say(A, m.Settle(ID, ENDED)), m.Kept, A) == [m.Kept(ID, 3)]
+    bench.handle(e.Disconnected(A))
+    bench.wait(59.0)
+    bench.link(B, capability=UNABLE)
+    [legacy] = sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
+    assert legacy.ended == ENDED
+    late = Holder()
+    late.say(A, m.Settle(ID, ENDED))
+    late.wait(61.0)
+    late.link(B, capability=UNABLE)
+    assert not sent(late.say(B, m.Claim(ID)), m.Legacy)
+
+
+def test_what_nobody_waits_for_is_forgotten() -> None:
+    bench = Holder()
+    bench.say(A, m.Settle(ID, None))
+    assert not sent(bench.say(B, m.Claim(ID)), m.Legacy)
+
+
+def test_a_query_is_held_for_who_asked_it_alone() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B, capability=UNABLE)
+    assert not sent(bench.say(B, m.Keep(HERS)), m.Kept)
+    bench.say(A, m.Keep(HERS))
+    assert not sent(bench.say(B, m.Copy(chunk(0))), m.Kept)
+    bench.say(B, m.Settle(ID, None))
+    [legacy] = sent(bench.say(B, m.Claim(ID)), m.Legacy)
+    assert legacy.query.accepted is None
+
+
+def test_a_piece_that_does_not_follow_is_not_held() -> None:
+    bench = Holder()
+    assert not sent(bench.say(A, m.Copy(chunk(3))), m.Kept)
+    assert not sent(bench.say(A, m.Copy(chunk(1))), m.Kept)
+
+
+def test_who_may_not_see_the_zone_gets_nothing() -> None:
+    secret = replace(HERS, zone="hr")
+    bench = Bench(Capability(zones=(GENERAL, "hr")))
+    bench.link(A, capability=Capability(zones=(GENERAL, "hr")))
+    bench.link(B, capability=UNABLE)
+    bench.say(A, m.Keep(secret))
+    assert sent(bench.say(B, m.Claim(ID)), m.Settle, B)
+    assert sent(bench.say(A, m.Claim(ID)), m.Legacy, A)
+
+
+def test_more_tokens_than_were_asked_for_are_not_held() -> None:
+    bench = Holder(asked=replace(HERS, options=Options(max_tokens=2)))
+    assert not sent(bench.say(A, m.Copy(chunk(2))), m.Kept)
+
+
+def test_only_so_many_are_held_and_whole_ones_make_room() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, capability=UNABLE)
+    for number in range(256):
+        assert sent(bench.say(A, m.Keep(query(number, origin=A))), m.Kept)
+    assert not sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    bench.say(A, m.Settle(query(7).id, ENDED))
+    assert sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    assert not sent(bench.say(A, m.Claim(query(7).id)), m.Legacy)
+
+
+# -- who comes for it ---------------------------------------------------------------------------------
+
+
+def claimant(seen: int = 2, holder: PeerId = B) -> tuple[Bench, list[e.Effect]]:
+    """A peer with a model at which somebody comes for the answer, and what it does at once."""
+    bench = Bench()
+    bench.link(B, capability=UNABLE)
+    return bench, bench.handle(e.Claimed(NEW, ID, holder, seen))
+
+
+HELD = replace(HERS, accepted=Accepted((0, 1), "0 1 ", 2, MODEL.digest), budget_s=30.0)
+
+
+def test_the_asker_gets_what_he_has_not_seen_and_what_follows() -> None:
+    bench, effects = claimant()
+    assert sent(effects, m.Claim, B) == [m.Claim(ID)]
+    effects = bench.say(B, m.Legacy(HELD))
+    assert texts(effects) == "1 "
+    [generate] = of(effects, e.Generate)
+    assert generate.query.id == NEW
+    assert generate.query.origin == ME
+    assert generate.query.accepted == HELD.accepted
+    [keep] = sent(effects, m.Keep, B)
+    assert keep.query.accepted == HELD.accepted
+    bench.say(B, m.Kept(NEW, 2))
+    bench.handle(e.Generated(NEW, 1, (2,), "2 "))
+    assert texts(bench.say(B, m.Kept(NEW, 3))) == "2 "
+
+
+def test_what_was_held_is_gone_on_with_again_when_its_new_writer_is_lost() -> None:
+    bench = Bench(UNABLE)
+    bench.link(B, capability=UNABLE)
+    bench.link(C)
+    bench.handle(e.Claimed(NEW, ID, B, 4))
+    effects = bench.say(B, m.Legacy(HELD))
+    assert sent(effects, m.Forward, C)[0].query.accepted == HELD.accepted
+    bench.say(B, m.Kept(NEW, 2))
+    bench.link(D)
+    effects = bench.handle(e.Disconnected(C))
+    assert sent(effects, m.Forward, D)[0].query.accepted == HELD.accepted
+
+
+def test_of_a_whole_answer_the_rest_and_the_end() -> None:
+    bench, _ = claimant()
+    effects = bench.say(B, m.Legacy(HELD, ENDED))
+    assert texts(effects) == "1 "
+    assert delivered(effects)[-1] == ENDED
+    assert not of(effects, e.Generate)
+
+
+def test_a_query_of_which_nothing_came_is_asked_again() -> None:
+    bench, _ = claimant(seen=0)
+    [generate] = of(bench.say(B, m.Legacy(HERS)), e.Generate)
+    assert (generate.query.accepted, generate.query.attempt) == (None, 0)
+
+
+def test_who_wants_nobody_to_go_on_gets_what_there_is_and_an_error() -> None:
+    bench, _ = claimant()
+    effects = bench.say(B, m.Legacy(replace(HELD, resume=Resume.NEVER)))
+    assert texts(effects) == "1 "
+    assert [fail.reason for fail in of(effects, e.Fail)] == [Reason.PEER_LOST]
+
+
+def test_who_has_seen_more_than_there_was_is_told() -> None:
+    bench, _ = claimant(seen=5)
+    [fail] = of(bench.say(B, m.Legacy(HELD)), e.Fail)
+    assert fail.reason is Reason.BAD_REQUEST
+
+
+def test_where_nobody_holds_it_that_is_said() -> None:
+    bench, _ = claimant()
+    [fail] = of(bench.say(B, m.Settle(ID, None)), e.Fail)
+    assert fail.reason is Reason.NO_ROUTE
+    assert [f.reason for f in of(claimant(holder=ME)[1], e.Fail)] == [Reason.NO_ROUTE]
+
+
+@pytest.mark.parametrize("what", ["silent", "gone"])
+def test_a_holder_that_does_not_answer_is_not_waited_for(what: str) -> None:
+    bench, _ = claimant()
+    effects = bench.wait(5.01) if what == "silent" else bench.handle(e.Disconnected(B))
+    assert [fail.query_id for fail in of(effects, e.Fail)] == [NEW]
+    assert not of(bench.say(B, m.Legacy(HELD)) if what == "silent" else [], e.Generate)
+
+
+def test_a_holder_that_is_not_linked_is_dialled() -> None:
+    bench, effects = claimant(holder=C)
+    assert not sent(effects, m.Claim)
+    assert sent(bench.link(C), m.Claim, C) == [m.Claim(ID)]
+
+
+def test_who_holds_it_here_needs_nobody() -> None:
+    bench = Holder()
+    bench.handle(e.Disconnected(A))
+    bench.link(C)
+    effects = bench.handle(e.Claimed(NEW, ID, ME, 0))
+    assert texts(effects) == "0 1 "
+    assert sent(effects, m.Forward, C)[0].query.id == NEW
+
+
+def test_who_went_away_before_it_came_gets_nothing() -> None:
+    bench, _ = claimant()
+    bench.handle(e.Cancelled(NEW))
+    assert bench.say(B, m.Legacy(HELD)) == []
