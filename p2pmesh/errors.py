@@ -70,6 +70,8 @@ class Reason(str, Enum):
     """The asker went away, or said stop."""
     VISITED = "already_visited"
     """This peer has seen this attempt of the query before: a loop, or a duplicate."""
+    ANSWER_NOT_FOUND = "answer_not_found"
+    """Nobody holds the answer that somebody came for: it is too old, or its holder died as well."""
     BAD_REQUEST = "invalid_request"
     """The query itself is wrong; no peer would answer it."""
 
@@ -99,7 +101,7 @@ class QueryError(MeshError):
 
 
 class NoRoute(QueryError):
-    """Nobody within reach can serve it (`reason` tells whether a model, a context or a link was missing)."""
+    """Nobody within reach can serve it, or holds it (`reason` tells what was missing)."""
 
 
 class Refused(QueryError):

@@ -20,6 +20,7 @@ STATUS = {
     Reason.OVERLOADED: 503,
     Reason.NO_ROUTE: 503,
     Reason.MODEL_NOT_FOUND: 404,
+    Reason.ANSWER_NOT_FOUND: 404,
     Reason.TOO_LONG: 400,
     Reason.DEADLINE: 504,
     Reason.PEER_LOST: 502,

@@ -368,7 +368,7 @@ class Backups:
     def _not_found(self, wanted: _Wanted) -> None:
         self._wanted.pop(wanted.event.query_id, None)
         how = "nobody holds this answer any more: ask anew"
-        self._out.append(Fail(wanted.event.query_id, Reason.NO_ROUTE, how))
+        self._out.append(Fail(wanted.event.query_id, Reason.ANSWER_NOT_FOUND, how))
 
     # -- links and time -------------------------------------------------------------------------------
 

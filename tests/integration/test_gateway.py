@@ -88,11 +88,14 @@ async def door(model: ModelConfig = QUICK, http: Http | None = None, **settings:
 
 def events(text: str) -> list[Any]:
     """Parse server-sent events."""
-    return [
-        line if (line := part.removeprefix("data: ")) == "[DONE]" else json.loads(line)
-        for part in text.split("\n\n")
-        if part
-    ]
+    told = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in told]
+
+
+def content(told: list[Any]) -> str:
+    """Return the text of an answer's events."""
+    chunks = [event for event in told if event != "[DONE]" and "choices" in event]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
 # -------------------------------------------------------------------- the official client
@@ -248,6 +251,47 @@ async def test_curl_gets_an_answer_and_a_stream():
         *pieces, done = events(text)
         assert done == "[DONE]"
         assert "".join(p["choices"][0]["delta"].get("content", "") for p in pieces) == "echo: one two"
+
+
+# -------------------------------------------------------------------- clients that come back
+
+
+async def test_who_comes_with_the_last_event_s_id_gets_the_rest_and_nobody_else_does():
+    words = " ".join(f"w{number}" for number in range(60))
+    async with door(replace(QUICK, tokens_per_s=40.0)) as it:
+        asked = body(words, stream=True, max_tokens=100)
+        async with httpx.AsyncClient(base_url=it.url, timeout=HANG_S) as client:
+            async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+                lines = aiter(response.aiter_lines())
+                seen: list[str] = []
+                while len(seen) < 40:
+                    seen.append(await anext(lines))
+                marks = [line.removeprefix("id: ") for line in seen if line.startswith("id: ")]
+                begun = content(events("\n".join(seen)))
+                assert marks[-1].endswith(f".{len(begun)}.{it.peers[1].id}")
+                rest = await client.get("/mesh/v1/answers", headers={"last-event-id": marks[-1]})
+                assert begun + content(events(rest.text)) == f"echo: {words}"
+                assert events(rest.text)[-1] == "[DONE]"
+                # Who reads an answer twice has two connections, and one answer.
+                assert "cancelled" in "".join([line async for line in lines])
+            gone = await client.get("/mesh/v1/answers", headers={"last-event-id": marks[-1]})
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "answer_not_found")
+        await it.idle()
+
+
+@pytest.mark.parametrize(
+    "mark", ["", "x", "0" * 32, f"{'0' * 32}.-1.x", f"{'0' * 32}.1.a/b", f"{'0' * 32}.1."]
+)
+async def test_what_is_no_bookmark_is_refused(mark: str):
+    async with door() as it:
+        answer = await it.call("GET", "/mesh/v1/answers", headers={"last-event-id": mark})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
+async def test_of_a_peer_that_nobody_knows_nothing_is_to_be_had():
+    async with door() as it:
+        answer = await it.call("GET", "/mesh/v1/answers", headers={"last-event-id": f"{'0' * 32}.1.nobody"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "answer_not_found")
 
 
 # -------------------------------------------------------------------- clients that go away

@@ -363,8 +363,8 @@ def test_who_has_seen_more_than_there_was_is_told() -> None:
 def test_where_nobody_holds_it_that_is_said() -> None:
     bench, _ = claimant()
     [fail] = of(bench.say(B, m.Settle(ID, None)), e.Fail)
-    assert fail.reason is Reason.NO_ROUTE
-    assert [f.reason for f in of(claimant(holder=ME)[1], e.Fail)] == [Reason.NO_ROUTE]
+    assert fail.reason is Reason.ANSWER_NOT_FOUND
+    assert [f.reason for f in of(claimant(holder=ME)[1], e.Fail)] == [Reason.ANSWER_NOT_FOUND]
 
 
 @pytest.mark.parametrize("what", ["silent", "gone"])
