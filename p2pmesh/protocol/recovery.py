@@ -94,11 +94,11 @@ class Recovery:
         self._flights.release(flight)
         self.lost(flight, (peer,), now)
 
-    def crashed(self, flight: Flight, peer: PeerId, now: float) -> None:
-        """A model crashed over it. The origin alone tries another, and not for ever: it may be the query that
-        kills them, and would travel through the mesh from model to model."""
+    def crashed(self, flight: Flight, peer: PeerId, server: PeerId, now: float) -> None:
+        """A model of `server` crashed over it, as `peer` says, who was sent it. The origin alone tries another,
+        and not for ever: it may be the query that kills them, and would travel from model to model."""
         assert flight.refusal is not None
-        self._breakers.failed(flight.path[-1].peer if flight.path else peer, now)
+        self._breakers.failed(server, now)
         flight.crashes += 1
         if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
             self._flights.end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail)

@@ -183,6 +183,7 @@ class Relay:
         flight = self.flights.toward(peer, message.query_id, message.attempt)
         if flight is None or (message.reason is Reason.VISITED and flight.phase is Phase.RELAYING):
             return  # what it has from us it has not from elsewhere: a frame came twice
+        server = flight.path[-1].peer if flight.placed else peer
         flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
@@ -195,7 +196,7 @@ class Relay:
             flight.tried = (*flight.tried, peer)  # it lives, and found no other way
             self._recovery.lost(flight, message.dead or (peer,), now)
         elif message.reason is Reason.ENGINE_FAILED:
-            self._recovery.crashed(flight, peer, now)
+            self._recovery.crashed(flight, peer, server, now)
         elif flight.begun or message.reason in _FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
         else:
@@ -281,7 +282,7 @@ class Relay:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
         flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
         if event.reason is Reason.ENGINE_FAILED:
-            self._recovery.crashed(flight, self.me, now)
+            self._recovery.crashed(flight, self.me, self.me, now)
         elif flight.begun or event.reason in _FINAL:
             self.flights.end_badly(flight, event.reason, detail)
         else:

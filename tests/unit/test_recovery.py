@@ -111,6 +111,17 @@ def test_a_query_that_ends_badly_at_a_relay_is_held_against_who_served_it() -> N
     assert bench.machine.relay._breakers.success(A, bench.now) == 1.0
 
 
+def test_who_served_it_before_is_not_blamed_for_who_serves_it_now() -> None:
+    bench = Asker()
+    asked, _, _ = bench.next()
+    path = (Hop(bench.machine.me, "me", ""), Hop(A, "a", ""))
+    bench.say(A, m.Accept(asked.id, 0, True, 0.1, path, MODEL.digest))
+    assert bench.target(bench.refuse(asked, A, Reason.OVERLOADED)) == B
+    bench.refuse(asked, B, Reason.ENGINE_FAILED)
+    assert bench.machine._breakers.success(B, bench.now) < 1.0
+    assert bench.machine._breakers.success(A, bench.now) == 1.0
+
+
 def test_a_death_counts_once_however_many_queries_die_with_it() -> None:
     bench = Bench(UNABLE)
     bench.link(A)
