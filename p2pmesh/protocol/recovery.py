@@ -95,8 +95,8 @@ class Recovery:
         self.lost(flight, (peer,), now)
 
     def crashed(self, flight: Flight, peer: PeerId, server: PeerId, now: float) -> None:
-        """A model of `server` crashed over it, as `peer` says, who was sent it. The origin alone tries another,
-        and not for ever: it may be the query that kills them, and would travel from model to model."""
+        """A model of `server` crashed over it, as `peer` says, to whom it was sent. The origin alone tries
+        another, and not for ever: it may be the query that kills them, and would travel on and on."""
         assert flight.refusal is not None
         self._breakers.failed(server, now)
         flight.crashes += 1

@@ -183,7 +183,7 @@ class Relay:
         flight = self.flights.toward(peer, message.query_id, message.attempt)
         if flight is None or (message.reason is Reason.VISITED and flight.phase is Phase.RELAYING):
             return  # what it has from us it has not from elsewhere: a frame came twice
-        server = flight.path[-1].peer if flight.placed else peer
+        server = flight.path[-1].peer if flight.placed and flight.path else peer
         flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
