@@ -18,11 +18,12 @@ from p2pmesh.protocol.messages import Refuse
 from p2pmesh.query import Resume
 from p2pmesh.record import PeerId
 
-RETRY_SHARE = 0.1
-"""Most retries for each query that comes here, on average. As Google's SRE book and Finagle."""
+RETRY_SHARE = 0.05
+"""Most retries for each query that comes here, on average. Half of what Google's SRE book allows: each peer
+on the way may retry."""
 _RETRIES_MAX = 16.0
 """Retries that may be made at once, when there were none for a while. A guess."""
-_RETRIES_PER_S = 1.0
+_RETRIES_PER_S = 0.5
 """Retries a second that are allowed however few queries come. A guess (Finagle: 10)."""
 
 

@@ -147,6 +147,7 @@ def _config(peers: int, seed: int) -> Config:
 
 def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: Story | None) -> None:
     world.run(_MEET_S)
+    drawn = Random(f"claims {setting.peers}")  # or each claim would make another world of this seed
     until = world.now + setting.seconds
     next_query, next_fault = world.now, world.now + setting.fault_s
     while world.now < until:
@@ -158,7 +159,7 @@ def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: S
         if world.now >= next_fault:
             next_fault += setting.fault_s
             what = faults.strike()
-            world.later(rng.uniform(0.0, 2.0), lambda: _come_back(world, rng))
+            world.later(drawn.uniform(0.0, 2.0), lambda: _come_back(world, drawn))
             if story is not None:
                 story.note(world.now, what)
         world.run(min(next_query, next_fault, until) - world.now)

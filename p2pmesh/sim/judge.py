@@ -159,6 +159,8 @@ class Judge:
         for effect in effects:
             if isinstance(effect, e.Send) and isinstance(effect.message, m.Forward):
                 self._forwarded(ident, effect.peer, effect.message.query)
+            elif isinstance(effect, e.Send) and isinstance(effect.message, m.Keep | m.Legacy):
+                self._shown(ident, effect.peer, effect.message.query)
         if isinstance(event, e.Received) and isinstance(event.message, m.Forward):
             self._arrived(ident, event.peer, event.message.query, effects)
 
@@ -166,6 +168,9 @@ class Judge:
         path = [hop.peer for hop in query.path]
         if target in path or len(set(path)) < len(path) or path[-1] != ident:
             raise Violation(f"{ident} sends {query.id} to {target} after {' '.join(path)}")
+        self._shown(ident, target, query)
+
+    def _shown(self, ident: PeerId, target: PeerId, query: Query) -> None:
         if query.zone not in self._zones[target]:
             raise Violation(f"{ident} shows {query.id} of the zone {query.zone} to {target}")
 
@@ -203,6 +208,8 @@ class Judge:
     def failed(self, effect: e.Fail, now: float) -> None:
         """The asker is told that there will be no more."""
         asking = self._open(effect.query_id, now)
+        if asking.before and effect.reason is Reason.BAD_REQUEST:
+            raise Violation(f"the asker of {effect.query_id} had more of it than was held")
         asking.failed, asking.detail, asking.over_at = effect.reason, effect.detail, now
 
     def ticked(self, ident: PeerId, now: float) -> None:

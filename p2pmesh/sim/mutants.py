@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from p2pmesh.protocol.events import Deliver, Fail
 from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.messages import Status
@@ -255,7 +256,7 @@ def _always_resumed(machine: Machine) -> None:
     def leave(flight: Flight, *_: object) -> None:
         flight.query = replace(flight.query, resume=Resume.ANY)
 
-    _before(machine.relay, "_again", leave)
+    _before(machine.relay._recovery, "_again", leave)
 
 
 # -- zones and tables -------------------------------------------------------------------------------------
@@ -295,3 +296,35 @@ def _ways_kept(machine: Machine) -> None:
         membership._prober.forget(peer)
 
     _replace(membership, _unlink=unlink)
+
+
+# -- answers that outlive their peer ----------------------------------------------------------------------
+
+
+@_mutant("claimed-from-the-start")
+def _claimed_from_the_start(machine: Machine) -> None:
+    """who comes for the rest of an answer gets what he has seen again"""
+    backups = machine.backups
+    claimed = backups.claimed
+    _replace(backups, claimed=lambda event, now: claimed(replace(event, seen=event.seen // 2), now))
+
+
+@_mutant("nothing-held-back")
+def _nothing_held_back(machine: Machine) -> None:
+    """the asker gets a piece before it is held elsewhere"""
+    backups, out = machine.backups, machine._out
+    deliver = backups.deliver
+
+    def at_once(effect: Deliver | Fail) -> None:
+        deliver(effect)
+        mine = backups._mine.get(effect.query_id)
+        while mine is not None and mine.waiting and mine.waiting[0][0] <= mine.chunks:
+            out.append(mine.waiting.popleft()[1])
+
+    _replace(machine.relay.flights, _deliver=at_once)
+
+
+@_mutant("held-by-anybody")
+def _held_by_anybody(machine: Machine) -> None:
+    """a question is given to a peer to hold that may not see its zone"""
+    _replace(machine.backups, _holders=lambda zone: set(machine.membership.links))

@@ -57,6 +57,12 @@ EVERY: list[m.PeerMessage] = [
     m.Seek((A, B)),
     m.Part(),
     m.Outcomes(Report(3, (Row(A, "code", 1, 4, 2.5), Row(B, "general", 2, 0, 0.0)))),
+    m.Keep(query(accepted=Accepted((0, 1), "a b", 2, "00" * 32))),
+    m.Copy(Chunk("ab" * 16, 1, 2, (3,), "ä"), "00" * 32),  # type: ignore[arg-type]
+    m.Kept("ab" * 16, 3),  # type: ignore[arg-type]
+    m.Settle("ab" * 16, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
+    m.Claim("ab" * 16),  # type: ignore[arg-type]
+    m.Legacy(query(), None),
 ]
 
 
@@ -70,7 +76,7 @@ def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
 
 
 def test_tags_are_positions_and_never_change() -> None:
-    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(21))
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(27))
     assert CODEC.tags == {type(message): tag for tag, message in enumerate(EVERY)}
 
 

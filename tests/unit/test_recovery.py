@@ -134,7 +134,7 @@ def test_a_death_counts_once_however_many_queries_die_with_it() -> None:
 # -- the budget of retries ----------------------------------------------------------------------------
 
 
-def test_there_is_one_retry_for_ten_queries() -> None:
+def test_there_is_one_retry_for_twenty_queries() -> None:
     budget = RetryBudget()
     while budget.spend(0.0):
         pass
@@ -148,7 +148,7 @@ def test_there_is_one_retry_for_ten_queries() -> None:
 def test_there_are_a_few_after_a_while_whatever_came() -> None:
     budget = RetryBudget()
     assert sum(budget.spend(0.0) for _ in range(100)) == 16
-    assert sum(budget.spend(5.0) for _ in range(100)) == 5
+    assert sum(budget.spend(10.0) for _ in range(100)) == 5
     assert sum(budget.spend(1_000.0) for _ in range(100)) == 16
 
 
