@@ -83,7 +83,7 @@ def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[di
     Raises as `call` does, and Unsuccessful for an error event or a stream that is cut."""
     mark = ""
     for number, base in enumerate(bases):
-        begun = False
+        begun, place = False, mark
         try:
             with (
                 _response(base, "GET", "/mesh/v1/answers", None, {"last-event-id": mark})
@@ -95,11 +95,11 @@ def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[di
                     if text == "data: [DONE]":
                         return
                     if text.startswith("id: "):
-                        mark = text[len("id: ") :]
+                        place = text[len("id: ") :]
                     if text.startswith("data: "):
                         event = json.loads(text[len("data: ") :])
                         _check(event)
-                        begun = True
+                        begun, mark = True, place  # an id counts once its event has come
                         yield event
                 raise Unsuccessful("the answer was cut off", "peer_lost")
         except (NoPeer, Unsuccessful) as exc:

@@ -297,6 +297,7 @@ class Backups:
             self._cancel(message.query_id, now)
             how = "somebody came for this answer at another peer"
             self._out.append(Fail(message.query_id, Reason.CANCELLED, how))
+            return  # if he came for it here, what he gets follows
         for wanted in [w for w in self._wanted.values() if w.event.holder == peer]:
             if wanted.event.held_id == message.query_id:
                 self._not_found(wanted)

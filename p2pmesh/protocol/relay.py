@@ -226,7 +226,7 @@ class Relay:
             self._recovery.lost_piece(flight, peer, now)
             return
         self._local.lengths.observed(flight.tokens)
-        for server in {peer, *(hop.peer for hop in flight.path[-1:])}:
+        for server in (peer, *(hop.peer for hop in flight.path[-1:])):
             self._breakers.served(server, now)
         self.flights.complete(flight, message.ended)
 

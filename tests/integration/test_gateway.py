@@ -264,7 +264,7 @@ async def test_who_comes_with_the_last_event_s_id_gets_the_rest_and_nobody_else_
             async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
                 lines = aiter(response.aiter_lines())
                 seen: list[str] = []
-                while len(seen) < 40:
+                while len(seen) < 40 or seen[-1]:
                     seen.append(await anext(lines))
                 marks = [line.removeprefix("id: ") for line in seen if line.startswith("id: ")]
                 begun = content(events("\n".join(seen)))

@@ -35,6 +35,7 @@ from p2pmesh.net.identity import Identity
 from p2pmesh.peer import peer as peer_module
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.peer.models import DEFAULT_SYSTEM_PROMPT
+from p2pmesh.protocol import events as e
 from p2pmesh.query import Query, QueryId
 from p2pmesh.testing import open_cluster
 
@@ -233,7 +234,7 @@ async def test_a_zone_that_nobody_is_in_stays_unasked():
     async with cluster(ASKER, server()) as (asker, answerer):
         outcomes: list[Any] = []
         query = Query(QueryId("0" * 32), asker.id, (Message("user", "x"),), zone="ward 7")
-        asker._driver.ask(query, outcomes.append)
+        asker._driver.ask(e.Asked(query), outcomes.append)
         await until(lambda: outcomes)
         assert outcomes[0].reason is Reason.NO_ROUTE
         assert outcomes[0].detail == "no peer within reach may see the zone 'ward 7'"

@@ -434,12 +434,12 @@ def test_an_answer_outlives_the_peer_it_was_asked_at(tmp_path: Path):
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # or what was read ahead would be missing from the rest
         )
         assert asked.stdout is not None
-        begun = asked.stdout.read(40)
+        begun = b"".join(asked.stdout.read(1) for _ in range(40))
         ada.process.kill()
         rest, said = asked.communicate(timeout=HANG_S)
-        assert (begun + rest).strip() == "echo: " + " ".join(words), said
+        assert (begun + rest).decode().strip() == "echo: " + " ".join(words), said
         assert asked.returncode == 0
         assert all(held.status()["flights"] == 0 for held in (bea, started["cyn"]))

@@ -185,6 +185,17 @@ def test_who_came_for_it_elsewhere_gets_it_there_and_here_it_ends() -> None:
     assert not len(bench.machine.relay.flights)
 
 
+def test_who_comes_for_it_at_the_very_peer_that_lives_gets_it_there() -> None:
+    bench = Guarded(B)
+    bench.say(B, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    bench.say(B, m.Kept(ID, 1))
+    assert sent(bench.handle(e.Claimed(NEW, ID, B, 0)), m.Claim, B)
+    assert [fail.query_id for fail in of(bench.say(B, m.Settle(ID, None)), e.Fail)] == [ID]
+    held = replace(ASKED, accepted=Accepted((0,), "0 ", 1, MODEL.digest))
+    assert texts(bench.say(B, m.Legacy(held))) == "0 "
+
+
 def test_nobody_else_ends_it() -> None:
     bench = Guarded(B)
     bench.link(C, capability=UNABLE)
