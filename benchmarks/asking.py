@@ -191,13 +191,13 @@ class Asking:
         """Ask as a Python program does, that is a peer itself."""
         stream, prompt = self._begin(peer.name, model, words or self._words)
         options = Options(max_tokens=2 * self._words + 8)
-        what, told = "left", dict[str, Any]()
+        what, told, way = "left", dict[str, Any](), tuple[str, ...]()
         try:
             async with peer.stream(prompt, model=model, options=options, budget_s=BUDGET_S) as answer:
                 async for piece in answer:
                     path = tuple(hop.name for hop in answer.path)
-                    if path != stream.path:
-                        stream.path = path
+                    if path != way:  # not the stream's: that is emptied when somebody on it is killed
+                        stream.path = way = path
                         self._history.add("placed", query=stream.query, path=list(path))
                     stream.pieces += 1
                     self._history.add(

@@ -89,13 +89,13 @@ class Killer:
     def __init__(self, mesh: Mesh, asking: Asking, peer: Peer, rng: Random) -> None:
         self._mesh, self._asking, self._peer, self._rng = mesh, asking, peer, rng
         self._up = set(mesh.units)
-        self._hit: set[str] = set()
-        """Streams whose way is not known since somebody on it was killed."""
 
     def _victims(self, kind: str) -> list[str]:
         """Return who may be killed now: the mesh must be able to go on without him."""
-        midway = [s for s in self._asking.midway() if s.query not in self._hit and s.path]
+        midway = [s for s in self._asking.midway() if s.path]
         busy = {name for stream in self._asking.open for name in stream.path}
+        if not all(stream.path for stream in self._asking.open):
+            busy.update(EXECUTORS)  # one of them may be, and nobody has told
         able = self._up.intersection(EXECUTORS)
         ways = self._up.intersection(RELAYS)
         found: set[str] = set()
@@ -118,7 +118,9 @@ class Killer:
             raise BenchmarkError(f"no stream came along in which an {kind} could be killed")
         victim = self._rng.choice(victims)
         self._up.discard(victim)
-        self._hit.update(s.query for s in self._asking.open if victim in s.path)
+        for stream in self._asking.open:
+            if victim in stream.path:
+                stream.path = ()  # it goes on elsewhere, and HTTP tells where at its end
         self._mesh.kill(victim, kind)
         nursery.start_soon(self._revive, victim)
 

@@ -112,7 +112,7 @@ class Mesh:
         self.wire.pids[name] = unit.process.pid
         told = await self._told(unit)
         unit.url, self.ids[name] = told["http"], told["id"]
-        self._engines.update(_children(unit.process.pid))
+        self._engines.update(children(unit.process.pid))
         self.history.add("ready", peer=name)
 
     def _configuration(self, unit: Unit) -> str:
@@ -188,7 +188,7 @@ class Mesh:
         self.look_for_dead()
         for process in processes:
             if process.poll() is None:
-                self._engines.update(_children(process.pid))
+                self._engines.update(children(process.pid))
                 process.kill()
         for process in processes:
             await process.wait()
@@ -263,12 +263,12 @@ def free_ports(count: int) -> list[int]:
     raise BenchmarkError("no free ports")
 
 
-def _children(pid: int) -> set[int]:
-    """Return the processes that a peer has started: its engines."""
-    found: set[int] = set()
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started: a peer's engines."""
+    found: list[int] = []
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            found.update(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+            found.extend(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
     return found
 
 

@@ -255,8 +255,8 @@ async def _harmed(mesh: Mesh, kind: str, victim: str) -> None:
         mesh.wire.heal()
 
 
-DAMAGE = Fault(flips=0.004, cuts=0.001)
-"""Shares of pieces: so that a link lasts some hundred of them, and peers meet between two."""
+DAMAGE = Fault(flips=0.01, cuts=0.005, repeats=0.001, swaps=0.001)
+"""Shares of pieces: a link lasts some seconds, so that peers meet again before it is hit anew."""
 FLIPS_MOST_S = 600.0
 
 
@@ -286,6 +286,8 @@ async def flips(folder: Path, seed: int, history: History, count: int) -> dict[s
     return {
         "flipped": said["flipped"],
         "cut": said["cut"],
+        "repeated": said["repeated"],
+        "swapped": said["swapped"],
         "seconds": round(seconds, 1),
         "whole_again_s": rounded(whole, 1),
         "died_unbidden": unbidden,
