@@ -135,10 +135,6 @@ class Asking:
         self.open.append(stream)
         return stream, prompt
 
-    def _end(self, stream: Open, what: str, **told: Any) -> None:
-        self.open.remove(stream)
-        self._history.add(what, query=stream.query, **told)
-
     async def over_http(self, asker: str, model: str = AUTO, words: int = 0) -> str:
         """Ask at a peer's door, and return how it ended: `ended`, `failed` or `cut`."""
         stream, prompt = self._begin(asker, model, words or self._words)
@@ -148,77 +144,79 @@ class Asking:
             "max_tokens": 2 * self._words + 8,
             "messages": [{"role": "user", "content": prompt}],
         }
-        what, told = "cut", {"detail": f"no end within {BUDGET_S + HANG_S:g} s"}
+        what, why = "", f"no end within {BUDGET_S + HANG_S:g} s"
         try:
             with trio.move_on_after(BUDGET_S + HANG_S):
-                what, told = "cut", {"detail": "the stream ended without an end"}
                 async with aclosing(events(self._url_of(asker), body)) as said:
                     async for event in said:
-                        if "error" in event:
-                            error = event["error"]
-                            what, told = "failed", {"code": error["code"], "detail": error["message"]}
-                        elif end := self._event(stream, event):
-                            what, told = "ended", end
+                        what = self._event(stream, event) or what
+                why = "the stream ended without an end"
         except Refusal as refusal:
-            what, told = "failed", {"code": refusal.code, "detail": str(refusal)}
+            what = self._say("failed", stream, code=refusal.code, detail=str(refusal))
         except (OSError, CutOff) as error:
-            what, told = "cut", {"detail": str(error)}
+            why = str(error)
         except trio.Cancelled:
-            what, told = "left", {}
+            what = what or self._say("left", stream)
             raise
         finally:
-            self._end(stream, what, **told)
+            self.open.remove(stream)
+        return what or self._say("cut", stream, detail=why)
+
+    def _say(self, what: str, stream: Open, **told: Any) -> str:
+        self._history.add(what, query=stream.query, **told)
         return what
 
-    def _event(self, stream: Open, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Write down one event of a stream; return what is told of its end, if it is that."""
-        way = event.get("p2pmesh")
-        if way is not None:
+    def _event(self, stream: Open, event: dict[str, Any]) -> str:
+        """Write down one event of a stream, an end at once, so that what follows is seen to follow. Returns
+        how it ended, if it did."""
+        if "error" in event:
+            error = event["error"]
+            return self._say("failed", stream, code=error["code"], detail=error["message"])
+        how, way = "", event.get("p2pmesh", {})
+        if way:
             stream.path = tuple(hop["name"] for hop in way["path"])
         for choice in event["choices"]:
             text = choice["delta"].get("content", "")
             if choice["delta"].get("role"):
-                self._history.add("placed", query=stream.query, path=list(stream.path))
+                self._say("placed", stream, path=list(stream.path))
             if text:
                 stream.pieces += 1
-                self._history.add("piece", query=stream.query, text=text)
-            if choice["finish_reason"]:
-                resumed = [] if way is None else way.get("resumed", [])
-                return {"path": list(stream.path), "resumed": resumed, "finish": choice["finish_reason"]}
-        return None
+                self._say("piece", stream, text=text)
+            if end := choice["finish_reason"]:
+                resumed = way.get("resumed", [])
+                how = self._say("ended", stream, path=list(stream.path), resumed=resumed, finish=end)
+        return how
 
     async def by_peer(self, peer: Peer, model: str = AUTO, words: int = 0) -> str:
         """Ask as a Python program does, that is a peer itself."""
         stream, prompt = self._begin(peer.name, model, words or self._words)
         options = Options(max_tokens=2 * self._words + 8)
-        what, told, way = "left", dict[str, Any](), tuple[str, ...]()
+        way: tuple[str, ...] = ()
+        what = ""
         try:
             async with peer.stream(prompt, model=model, options=options, budget_s=BUDGET_S) as answer:
                 async for piece in answer:
                     path = tuple(hop.name for hop in answer.path)
                     if path != way:  # not the stream's: that is emptied when somebody on it is killed
                         stream.path = way = path
-                        self._history.add("placed", query=stream.query, path=list(path))
+                        self._say("placed", stream, path=list(path))
                     stream.pieces += 1
-                    self._history.add(
-                        "piece",
-                        query=stream.query,
-                        text=piece.text,
-                        attempt=piece.attempt,
-                        index=piece.index,
-                        tokens=list(piece.tokens),
-                    )
-            what = "ended"
-            told = {
-                "path": [hop.name for hop in answer.path],
-                "resumed": [hop.name for hop in answer.resumed],
-                "finish": answer.finish_reason,
-                "tokens": answer.usage.completion_tokens,
-            }
+                    numbers = {"attempt": piece.attempt, "index": piece.index}
+                    self._say("piece", stream, text=piece.text, tokens=list(piece.tokens), **numbers)
+            what = self._say(
+                "ended",
+                stream,
+                path=[hop.name for hop in answer.path],
+                resumed=[hop.name for hop in answer.resumed],
+                finish=answer.finish_reason,
+                tokens=answer.usage.completion_tokens,
+            )
         except QueryError as error:
-            what, told = "failed", {"code": error.reason.value, "detail": str(error)}
+            what = self._say("failed", stream, code=error.reason.value, detail=str(error))
         finally:
-            self._end(stream, what, **told)
+            self.open.remove(stream)
+            if not what:
+                self._say("left", stream)
         return what
 
     async def keep_asking(self, ask: Callable[[], Any], until: trio.Event, pause_s: float = 0.05) -> None:
