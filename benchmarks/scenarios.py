@@ -1,0 +1,296 @@
+"""What else may happen to a mesh of real peers: many deaths at once, restarts, cuts, slowness, damaged bytes.
+
+Each scenario starts a mesh of its own, in which everybody may be linked to everybody, lets clients ask, does
+its harm, and returns its figures beside the goals. It knows the mesh, the wire and the clients; what clients
+saw is judged elsewhere.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import trio
+
+from benchmarks.asking import Asking
+from benchmarks.faults import Fault
+from benchmarks.figures import over, percentile, rounded
+from benchmarks.history import History, streams_of
+from benchmarks.mesh import Mesh, Role, open_mesh
+
+SPEED = 40.0
+"""Tokens a second of an echo."""
+WORDS = 60
+"""Of a prompt, and so of an answer: a second and a half."""
+STREAMS = 6
+"""At once."""
+
+
+def everybody(count: int, **rare: float) -> list[Role]:
+    """Return peers that serve the same model and are all joined to the first; `rare` names models, and their
+    speed, that the last alone has."""
+    names = [f"peer{i}" for i in range(count)]
+    models = (("echo", SPEED),)
+    made = [Role(name, models, () if name == names[0] else (names[0],)) for name in names]
+    made[-1] = Role(names[-1], (*models, *rare.items()), (names[0],))
+    # The first has nobody to join when it is started anew, unless it is told of somebody else.
+    made[0] = Role(names[0], models, (names[1],))
+    return made
+
+
+class Load:
+    """Clients that go on asking, each at one of those peers that may be asked now."""
+
+    def __init__(self, mesh: Mesh, history: History, rng: Random) -> None:
+        self.asking = Asking(history, mesh.url, rng, WORDS)
+        self.askers: list[str] = list(mesh.units)
+        self._rng = rng
+
+    async def ask(self) -> None:
+        """Ask one query."""
+        await self.asking.over_http(self._rng.choice(self.askers))
+
+    @asynccontextmanager
+    async def running(self, streams: int = STREAMS) -> AsyncIterator[None]:
+        """Ask all the while; what was asked has ended when the block is left."""
+        enough = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for _ in range(streams):
+                nursery.start_soon(self.asking.keep_asking, self.ask, enough)
+            yield
+            enough.set()
+
+
+async def third(folder: Path, seed: int, history: History) -> dict[str, Any]:
+    """Kill 30 % of ten peers at once, under load, five times."""
+    rng, rounds, at_once, whole_again = Random(seed), 5, 3, []
+    async with open_mesh(folder, seed, history, everybody(10)) as mesh:
+        await mesh.until_whole()
+        load = Load(mesh, history, rng)
+        for _ in range(rounds):
+            async with load.running():
+                await trio.sleep(rng.uniform(3.0, 5.0))
+                dead = rng.sample(sorted(mesh.units), at_once)
+                load.askers = [name for name in mesh.units if name not in dead]
+                for name in dead:
+                    mesh.kill(name, "third")
+                await trio.sleep(8.0)
+            async with trio.open_nursery() as nursery:
+                for name in dead:
+                    nursery.start_soon(_again, mesh, name)
+            whole_again.append(round(await mesh.until_whole(), 1))
+            load.askers = list(mesh.units)
+        mesh.look_for_dead()
+        unbidden = list(mesh.unbidden)
+    mine = [s for s in streams_of(history.rows).values() if not s.orphaned]
+    return {
+        "killed_at_once": at_once,
+        "rounds": rounds,
+        "share_whole": rounded(over(sum(s.over == "ended" for s in mine), len(mine)), 4),
+        "goal_share_whole": 0.99,
+        "whole_again_s": whole_again,
+        "died_unbidden": unbidden,
+    }
+
+
+async def _again(mesh: Mesh, name: str) -> None:
+    await mesh.gone(name)
+    await mesh.start(name)
+
+
+async def rolling(folder: Path, seed: int, history: History) -> dict[str, Any]:
+    """Tell each peer in turn to go, wait until it has, and start it again, under load."""
+    restarts, took = 0, []
+    async with open_mesh(folder, seed, history, everybody(5)) as mesh:
+        await mesh.until_whole()
+        load = Load(mesh, history, Random(seed))
+        async with load.running():
+            await trio.sleep(2.0)
+            for name in mesh.units:
+                load.askers = [other for other in mesh.units if other != name]
+                began = trio.current_time()
+                mesh.signal(name, signal.SIGTERM, "drained")
+                await _again(mesh, name)
+                took.append(round(trio.current_time() - began, 1))
+                await mesh.until_whole()
+                restarts += 1
+        mesh.look_for_dead()
+        unbidden = list(mesh.unbidden)
+    failed = [s for s in streams_of(history.rows).values() if s.over != "ended"]
+    return {
+        "restarts": restarts,
+        "restart_s": took,
+        "failed_queries": len(failed),
+        "goal_failed_queries": 0,
+        "died_unbidden": unbidden,
+    }
+
+
+CUT_S = 45.0
+"""Most seconds of a cut: by then each side has buried the other, or never will."""
+ASK_AT_S = (0.0, 1.0, 3.0, 8.0, 15.0)
+"""Seconds after a cut at which one side asks for what only the other has."""
+
+
+async def partition(folder: Path, seed: int, history: History) -> dict[str, Any]:
+    """Cut six peers in two, both ways and then one way, and heal it; ask for what is on the other side."""
+    found: dict[str, Any] = {"goal_heal_s": 30.0, "goal_err_s": 2.0}
+    async with open_mesh(folder, seed, history, everybody(6, rare=SPEED)) as mesh:
+        await mesh.until_whole()
+        names = list(mesh.units)
+        left, right = names[:3], names[3:]
+        load = Load(mesh, history, Random(seed))
+        async with load.running(3):
+            for kind, ways in (("both", ((left, right), (right, left))), ("one_way", ((left, right),))):
+                began = trio.current_time()
+                for sources, targets in ways:
+                    mesh.wire.set(sources, targets, Fault(blackhole=True))
+                history.add("cut off", ways=kind)
+                errs, whole = await _ask_for_rare(load.asking, left[1], began)
+                apart = await _until_apart(mesh, left, right, began + CUT_S)
+                mesh.wire.heal()
+                history.add("healed", ways=kind)
+                healed = await mesh.until_seen(names, names)
+                found[kind] = {
+                    "err_s": errs,
+                    "err_s_max": max(errs, default=None),
+                    "answered": whole,
+                    "buried_after_s": apart,
+                    "heal_s": rounded(healed, 1),
+                }
+        mesh.look_for_dead()
+        found["died_unbidden"] = list(mesh.unbidden)
+    return found
+
+
+async def _ask_for_rare(asking: Asking, asker: str, since: float) -> tuple[list[float], int]:
+    """Ask for the model that only the other side has; return how long each error took, and how many were
+    answered all the same: what one way lets through may be."""
+    errs, whole = [], 0
+    for at in ASK_AT_S:
+        await trio.sleep_until(since + at)
+        began = trio.current_time()
+        how = await asking.over_http(asker, model="rare", words=10)
+        if how == "ended":
+            whole += 1
+        else:
+            errs.append(round(trio.current_time() - began, 2))
+    return errs, whole
+
+
+async def _until_apart(mesh: Mesh, left: Sequence[str], right: Sequence[str], until: float) -> float | None:
+    """Wait until nobody sees anybody of the other side; return the seconds; None: somebody still does."""
+    began = trio.current_time()
+    with trio.move_on_at(until) as scope:
+        for name in (*left, *right):
+            other = set(right if name in left else left)
+            while not (known := await mesh.alive(name)) or known & other:  # noqa: ASYNC110 - as in Mesh
+                await trio.sleep(0.2)
+    return None if scope.cancelled_caught else round(trio.current_time() - began, 1)
+
+
+PHASE_S = 12.0
+SETTLE_S = 3.0
+"""Seconds between two phases, which belong to neither."""
+SLOW = Fault(delay_s=0.1, bytes_per_s=400.0)
+"""A twentieth of what one stream needs: 40 pieces a second of some 200 bytes."""
+
+
+async def stopped(folder: Path, seed: int, history: History) -> dict[str, Any]:
+    """Stop one peer, then make its links slow; between these nothing is wrong."""
+    phases: list[tuple[str, float, float]] = []
+    async with open_mesh(folder, seed, history, everybody(6)) as mesh:
+        await mesh.until_whole()
+        load = Load(mesh, history, Random(seed))
+        names = list(mesh.units)
+        async with load.running(4):
+            for number in range(6):
+                victim = names[1 + number // 2 % (len(names) - 1)]
+                kind = ("stopped", "slow")[number // 2 % 2] if number % 2 else "calm"
+                load.askers = [name for name in names if name != victim]
+                began = trio.current_time()
+                await _harmed(mesh, kind, victim)
+                phases.append((kind, began, trio.current_time()))
+                await mesh.until_whole()
+                await trio.sleep(SETTLE_S)
+        mesh.look_for_dead()
+        unbidden = list(mesh.unbidden)
+    rows = [(s.asked_at, s) for s in streams_of(history.rows).values() if s.over == "ended" and s.times]
+    found: dict[str, Any] = {"goal_ratio": 2.0, "died_unbidden": unbidden}
+    first: dict[str, float | None] = {}
+    last: dict[str, float | None] = {}
+    for kind in ("calm", "stopped", "slow"):
+        mine = [s for at, s in rows if any(k == kind and b <= at < e for k, b, e in phases)]
+        first[kind] = percentile((s.times[0] - s.asked_at for s in mine), 0.99)
+        last[kind] = percentile((s.ended_at - s.asked_at for s in mine), 0.99)
+        found[kind] = {
+            "answers": len(mine),
+            "first_p50_s": rounded(percentile((s.times[0] - s.asked_at for s in mine), 0.5), 3),
+            "first_p99_s": rounded(first[kind], 3),
+            "whole_p99_s": rounded(last[kind], 3),
+        }
+    for kind in ("stopped", "slow"):
+        found[f"{kind}_first_p99_ratio"] = rounded(over(first[kind], first["calm"]), 2)
+        found[f"{kind}_whole_p99_ratio"] = rounded(over(last[kind], last["calm"]), 2)
+    return found
+
+
+async def _harmed(mesh: Mesh, kind: str, victim: str) -> None:
+    """Let a phase pass, and undo it."""
+    others = [name for name in mesh.units if name != victim]
+    if kind == "stopped":
+        mesh.signal(victim, signal.SIGSTOP, "stopped")
+    elif kind == "slow":
+        mesh.wire.set([victim], others, SLOW)
+        mesh.wire.set(others, [victim], SLOW)
+    try:
+        await trio.sleep(PHASE_S)
+    finally:
+        if kind == "stopped":
+            mesh.signal(victim, signal.SIGCONT, "goes on")
+        mesh.wire.heal()
+
+
+DAMAGE = Fault(flips=0.01, cuts=0.005, repeats=0.001, swaps=0.001)
+"""Shares of pieces: a link lasts some seconds, so that peers meet again before it is hit anew."""
+FLIPS_MOST_S = 600.0
+
+
+async def flips(folder: Path, seed: int, history: History, count: int) -> dict[str, Any]:
+    """Flip bits and cut connections amid a piece, on all links, until it was done `count` times."""
+    async with open_mesh(folder, seed, history, everybody(5)) as mesh:
+        await mesh.until_whole()
+        load = Load(mesh, history, Random(seed))
+        began = trio.current_time()
+
+        def done() -> int:
+            said = mesh.wire.done()
+            return said["flipped"] + said["cut"]
+
+        async with load.running():
+            mesh.wire.set(mesh.units, mesh.units, DAMAGE)
+            with trio.move_on_after(FLIPS_MOST_S):
+                while done() < count:
+                    await trio.sleep(0.1)
+                    mesh.look_for_dead()
+            mesh.wire.heal()
+        seconds = trio.current_time() - began
+        whole = await mesh.until_seen(mesh.units, mesh.units)
+        said = mesh.wire.done()
+        mesh.look_for_dead()
+        unbidden = list(mesh.unbidden)
+    return {
+        "flipped": said["flipped"],
+        "cut": said["cut"],
+        "repeated": said["repeated"],
+        "swapped": said["swapped"],
+        "seconds": round(seconds, 1),
+        "whole_again_s": rounded(whole, 1),
+        "died_unbidden": unbidden,
+        "goal_died_unbidden": 0,
+        "goal_corrupt_tokens": 0,
+    }
