@@ -99,9 +99,10 @@ class Mesh:
         unit.folder.mkdir(parents=True, exist_ok=True)
         file = unit.folder / "peer.toml"
         file.write_text(self._configuration(unit))
+        serving = [] if unit.role.models else ["--no-model"]  # or it would serve the embedded one
         with (unit.folder / f"err{unit.starts}").open("wb") as errors:
             unit.process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "p2pmesh.peer", "--json", "--config", str(file)],
+                [sys.executable, "-m", "p2pmesh.peer", "--json", "--config", str(file), *serving],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors.fileno(),
