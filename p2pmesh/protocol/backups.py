@@ -24,9 +24,12 @@ from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
 from p2pmesh.query import Accepted, Chunk, Ended, Query, QueryId, Resume
 from p2pmesh.record import NOBODY, PeerId
 
-_ACK_S = 1.0
-"""Seconds in which a holder must say what it holds, or another one is chosen: it delays what the asker reads.
-A guess: a hundred round trips of a LAN."""
+_ACK_S = 0.5
+"""Seconds in which a holder must say what it holds, or is asked once more, and then another: it delays what the
+asker reads. As `relay.accept_timeout_s`."""
+_SILENT_S = 10.0
+"""Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
+holds waits for it. A guess: by then the membership knows."""
 _HOLDERS_MAX = 3
 """Holders tried for one query. Then it goes on without: the asker has waited long enough."""
 _KEPT_S = 60.0
@@ -114,6 +117,8 @@ class Backups:
         self._mine: dict[QueryId, _Mine] = {}
         self._held: dict[QueryId, _Held] = {}
         self._wanted: dict[QueryId, _Wanted] = {}
+        self._silent: dict[PeerId, float] = {}
+        """Who said nothing, and until when that is held against him."""
         self.deadline = math.inf
         self._now = 0.0
 
@@ -195,13 +200,17 @@ class Backups:
             self._let_hold(mine, now)
             return
         self._send(mine, Settle(mine.query.id, None))
+        if now < mine.deadline:
+            self._silent = {peer: until for peer, until in self._silent.items() if until > now}
+            self._silent[mine.holder] = now + _SILENT_S
         self._next_holder(mine, now)
 
     def _next_holder(self, mine: _Mine, now: float) -> None:
         """Choose one, in an order that no two queries share; nobody, where there is none left."""
         told = mine.acked >= 0
         mine.holder, mine.acked, mine.due, mine.again = NOBODY, -1, math.inf, False
-        left = set(self._holders(mine.query.zone)).difference(mine.tried)
+        silent = [peer for peer, until in self._silent.items() if until > now]
+        left = set(self._holders(mine.query.zone)).difference(mine.tried, silent)
         if left and len(mine.tried) < _HOLDERS_MAX and not mine.over and now < mine.deadline:
             mine.holder = min(left, key=lambda peer: blake2b(f"{mine.query.id} {peer}".encode()).digest())
             mine.tried = (*mine.tried, mine.holder)

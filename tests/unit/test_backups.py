@@ -127,23 +127,36 @@ def test_who_does_not_say_that_it_holds_it_is_replaced_and_the_last_is_not_waite
     bench = Guarded(A, B, C, D)
     asked = [bench.holder(bench.begun)]
     for _ in range(2):
-        assert bench.holder(bench.wait(1.01)) == asked[-1]  # once more, as something may have been lost
-        effects = bench.wait(1.01)
+        assert bench.holder(bench.wait(0.51)) == asked[-1]  # once more, as something may have been lost
+        effects = bench.wait(0.51)
         asked.append(bench.holder(effects))
         assert delivered(effects) == []
     assert len(set(asked)) == 3
-    assert bench.holder(bench.wait(1.01)) == asked[-1]
-    effects = bench.wait(1.01)
+    assert bench.holder(bench.wait(0.51)) == asked[-1]
+    effects = bench.wait(0.51)
     assert not sent(effects, m.Keep)
     assert isinstance(delivered(effects)[0], e.Placed)
+
+
+def test_who_said_nothing_is_not_chosen_again_for_a_while() -> None:
+    bench = Guarded(A, B)
+    silent = bench.holder(bench.begun)
+    bench.wait(1.02)
+    chosen = set()
+    for number in range(2, 12):
+        asked = query(number, origin=ME)
+        effects = bench.handle(e.Asked(asked, guarded=True))
+        chosen.add(bench.holder(effects))
+        bench.say(bench.holder(effects), m.Kept(asked.id, 0))
+    assert chosen == {A, B} - {silent}
 
 
 def test_who_held_it_and_says_nothing_more_is_told_of_as_no_holder() -> None:
     bench = Guarded(B)
     bench.say(B, m.Kept(ID, 0))
     bench.handle(wrote(0))
-    assert delivered(bench.wait(1.01)) == []
-    effects = bench.wait(1.01)
+    assert delivered(bench.wait(0.51)) == []
+    effects = bench.wait(0.51)
     assert delivered(effects) == [e.Guarded(NOBODY), chunk(0)]
     assert texts(bench.handle(wrote(1))) == "1 "
 
