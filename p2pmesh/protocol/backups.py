@@ -25,8 +25,8 @@ from p2pmesh.query import Accepted, Chunk, Ended, Query, QueryId, Resume
 from p2pmesh.record import NOBODY, PeerId
 
 _ACK_S = 0.5
-"""Seconds in which a holder must say what it holds, or is asked once more, and then another: it delays what the
-asker reads. As `relay.accept_timeout_s`."""
+"""Seconds in which a holder must say what it holds, or is asked once more, and then another is: it delays what
+the asker reads. As `relay.accept_timeout_s`."""
 _SILENT_S = 10.0
 """Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
 holds waits for it. A guess: by then the membership knows."""
