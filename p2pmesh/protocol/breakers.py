@@ -24,8 +24,6 @@ _STEP = 0.2
 """Share by which one outcome moves the success rate. A guess: five attempts, about, are remembered."""
 _HALF_LIFE_S = 30.0
 """Seconds after which half of what is held against a peer is forgotten: nobody would try it otherwise."""
-_PEERS_MAX = 1_024
-"""Most peers remembered: `membership.members_max`."""
 
 
 @dataclass
@@ -55,14 +53,16 @@ class _Breaker:
 class Breakers:
     """All of them. Peers that never failed are not remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, peers_max: int) -> None:
+        """`peers_max`: most that are remembered."""
+        self._peers_max = peers_max
         self._table: OrderedDict[PeerId, _Breaker] = OrderedDict()
 
     def failed(self, peer: PeerId, now: float) -> None:
         """An attempt at `peer` failed. What fails at one moment has one cause, and counts once."""
         breaker = self._table.setdefault(peer, _Breaker(at=now))
         self._table.move_to_end(peer)
-        if len(self._table) > _PEERS_MAX:
+        if len(self._table) > self._peers_max:
             self._table.popitem(last=False)
         if breaker.failed_at == now:
             return

@@ -60,7 +60,7 @@ class Machine:
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
         self.gossip = Gossip(record, config, self.codec, signer, self.membership, rng, self._out, now)
         experience = self._experience = Experience(me, epoch)
-        breakers = self._breakers = Breakers()
+        breakers = self._breakers = Breakers(config.membership.members_max)
         self._local = Local(config, AnswerLength(), self._out)
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
         self.loads = Loads(config, self._linking.load_set, self._out, now)

@@ -59,7 +59,7 @@ def test_a_query_finds_the_one_specialist_among_a_hundred_strangers(world: World
 
 def test_without_the_search_it_often_stops_at_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for node in world.nodes.values():
-        monkeypatch.setattr(node.machine._seeking, "wanted", lambda query: False)
+        monkeypatch.setattr(node.machine._planning._seeking, "wanted", lambda query: False)
     assert hits(ask(world, 100, seed=8)) < 0.9
 
 

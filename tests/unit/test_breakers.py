@@ -10,19 +10,19 @@ IT, OTHER = PeerId("it"), PeerId("other")
 
 def broken(at: float = 0.0) -> Breakers:
     """Return breakers of which that of `IT` has just opened, at about `at`."""
-    breakers = Breakers()
+    breakers = Breakers(64)
     for number in range(FAILURES_MAX):
         breakers.failed(IT, at + 0.001 * number)
     return breakers
 
 
 def test_nobody_is_kept_out_at_first() -> None:
-    assert Breakers().open(0.0) == frozenset()
-    assert Breakers().success(IT, 0.0) == 1.0
+    assert Breakers(64).open(0.0) == frozenset()
+    assert Breakers(64).success(IT, 0.0) == 1.0
 
 
 def test_it_opens_after_three_failures_in_a_row_and_not_before() -> None:
-    breakers = Breakers()
+    breakers = Breakers(64)
     for at in (0.0, 1.0):
         breakers.failed(IT, at)
         assert not breakers.open(at)
@@ -31,7 +31,7 @@ def test_it_opens_after_three_failures_in_a_row_and_not_before() -> None:
 
 
 def test_a_success_between_them_closes_it() -> None:
-    breakers = Breakers()
+    breakers = Breakers(64)
     for at in (0.0, 1.0):
         breakers.failed(IT, at)
     breakers.served(IT, 1.5)
@@ -40,7 +40,7 @@ def test_a_success_between_them_closes_it() -> None:
 
 
 def test_what_fails_at_one_moment_counts_once() -> None:
-    breakers = Breakers()
+    breakers = Breakers(64)
     for _ in range(10):
         breakers.failed(IT, 1.0)
     assert not breakers.open(1.0)
@@ -86,7 +86,7 @@ def test_a_success_lets_it_begin_anew() -> None:
 
 
 def test_a_query_to_one_that_works_bars_nobody() -> None:
-    breakers = Breakers()
+    breakers = Breakers(64)
     breakers.failed(IT, 0.0)
     breakers.sent(IT, 0.1)
     breakers.sent(OTHER, 0.1)
@@ -105,7 +105,7 @@ def test_the_success_rate_follows_outcomes_and_recovers_with_time() -> None:
 
 def test_only_so_many_are_remembered() -> None:
     breakers = broken()
-    for number in range(1_024):
+    for number in range(64):
         breakers.failed(PeerId(f"p{number}"), 1.0)
     assert IT not in breakers.open(1.0)
     assert breakers.success(IT, 1.0) == 1.0
