@@ -25,7 +25,7 @@ from p2pmesh.query import Accepted, Chunk, Ended, Query, QueryId, Resume
 from p2pmesh.record import NOBODY, PeerId
 
 _ACK_S = 0.5
-"""Seconds in which a holder must say what it holds, or it is asked once more, and then another: it delays what
+"""Seconds in which a holder must say what it holds, or it is asked again, and then another: it delays what
 the asker reads. As `relay.accept_timeout_s`."""
 _SILENT_S = 10.0
 """Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
