@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.config import Routing
+from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol import routing
@@ -91,6 +92,15 @@ def score(q: Query, table: list[Candidate]) -> tuple[Scored, ...]:
     return routing.score(q, ME, table, Estimates(), CONFIG)
 
 
+def late_for_its_load(q: Query, feasible: list[Scored]) -> bool:
+    """Whether nobody can be in time, and somebody could if it were idle: the mesh is overloaded."""
+    return (
+        q.accepted is None
+        and all(row.time_s > q.budget_s for row in feasible)
+        and any(row.time_s - row.wait_s <= q.budget_s for row in feasible)
+    )
+
+
 @settings(max_examples=200, deadline=None)
 @given(asked, tables)
 def test_who_holds_a_beginning_or_is_faster_needs_no_longer_for_it(q: Query, table: list[Candidate]) -> None:
@@ -105,8 +115,13 @@ def test_who_holds_a_beginning_or_is_faster_needs_no_longer_for_it(q: Query, tab
 def test_the_chosen_is_feasible_and_a_refusal_means_that_nobody_is(q: Query, table: list[Candidate]) -> None:
     decision = choose(q, ME, table)
     if decision.chosen is None:
-        assert all(row.why_not is not None for row in decision.table) or q.hops_left == 0
+        able = [row for row in decision.table if row.why_not is None]
+        told = {c.peer for c in table if c.backlog is not None}
+        if q.target == ME:  # it passes a query on only to one whose load it knows
+            able = [row for row in able if row.peer in told] or able
+        assert not able or q.hops_left == 0 or late_for_its_load(q, able)
         assert decision.reason is not None
+        assert (decision.reason is Reason.OVERLOADED) == (bool(able) and late_for_its_load(q, able))
         return
     row = decision.chosen
     assert row.why_not is None
@@ -145,7 +160,7 @@ def test_where_it_was_asked_nobody_in_reach_is_better_than_the_chosen(
 ) -> None:
     decision = choose(replace(q, path=(), target="", hops_left=1), ME, table)
     feasible = [row for row in decision.table if row.why_not is None]
-    assert (decision.chosen is None) == (not feasible)
+    assert (decision.chosen is None) == (not feasible or late_for_its_load(q, feasible))
     if decision.chosen is None:
         return
     in_time = [row for row in feasible if row.time_s <= q.budget_s]
