@@ -9,8 +9,13 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import hypercorn.config
-import hypercorn.trio
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, LifespanState
+from starlette.applications import Starlette
 
 from p2pmesh.errors import ConfigError, ListenError
 from p2pmesh.gateway.app import create_app
@@ -18,9 +23,6 @@ from p2pmesh.peer.background import background
 from p2pmesh.peer.peer import Peer
 
 _log = logging.getLogger("p2pmesh.gateway")
-_GRACE_S = 1.0
-"""Seconds that running requests have when the server ends."""
-
 _DEAF_S = 5.0
 """Seconds a client may take nothing while its buffers, megabytes, are full; then it is dropped."""
 
@@ -40,20 +42,37 @@ async def open_gateway(
     """
     listener = listener or listen(peer.config.http.bind)
     try:
-        config = hypercorn.config.Config()
-        config.graceful_timeout = _GRACE_S
-        config.include_server_header = False
-        config.errorlog = logging.getLogger("p2pmesh.gateway.http")
-        config.accesslog = None
         host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        config.bind = [f"fd://{listener.detach()}"]  # hypercorn closes it from here on
         app = create_app(peer, stop, drain or stop)
         async with background() as nursery:
-            await nursery.start(hypercorn.trio.serve, app, config)
-            yield url
+            nursery.start_soon(_serve, app, trio.SocketListener(trio.socket.from_stdlib_socket(listener)))
+            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     finally:
         listener.close()
+
+
+async def _serve(app: Starlette, listener: trio.SocketListener) -> None:
+    """Serve `app` until cancelled. Not by `hypercorn.trio.serve`, where a connection that fails, as one does
+    whose HTTP/2 client sends on after its answer, takes the server and with it the peer."""
+    config = Config()
+    config.include_server_header = False
+    config.errorlog = logging.getLogger("p2pmesh.gateway.http")
+    config.accesslog = None
+    wrapped, context = ASGIWrapper(app), WorkerContext(None)  # type: ignore[arg-type]
+
+    async def connection(stream: trio.SocketStream) -> None:
+        try:
+            its = ConnectionState(LifespanState({}))
+            await TCPServer(wrapped, config, context, its, stream)  # type: ignore[arg-type]
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is this client's alone
+            seen = _log.isEnabledFor(logging.DEBUG)
+            _log.warning("an HTTP connection failed and was closed: %r", exc, exc_info=seen)
+
+    async with trio.open_nursery() as nursery:
+        try:
+            await trio.serve_listeners(connection, [listener], handler_nursery=nursery)
+        finally:
+            await context.terminated.set()
 
 
 def _parse(bind: str) -> tuple[str, int]:

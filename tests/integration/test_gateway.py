@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import h2.connection
+import h2.events
 import httpx
 import openai
 import pytest
@@ -310,6 +312,32 @@ async def test_a_client_that_goes_away_frees_every_hop(stream: bool):
         assert it.busy(it.peers[1])
         await client.aclose()
         await it.idle()
+        assert (await it.chat()).status_code == 200
+
+
+async def test_a_client_that_breaks_its_connection_breaks_no_other(caplog: pytest.LogCaptureFixture):
+    """An HTTP/2 client that sent on after its answer ended the whole peer."""
+    async with door(SLOW) as it, await it.socket() as rude, await it.socket() as streaming:
+        data = json.dumps(body("word " * 20, stream=True)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+        await streaming.send_all(head.encode() + data)
+        await it.working()
+        speaks = h2.connection.H2Connection()
+        speaks.initiate_connection()
+        names = (":method", "POST"), (":path", "/nowhere"), (":scheme", "http"), (":authority", "localhost")
+        speaks.send_headers(1, names)
+        await rude.send_all(speaks.data_to_send())
+        answered = False
+        while not answered:
+            told = speaks.receive_data(await rude.receive_some())
+            answered = any(isinstance(event, h2.events.StreamEnded) for event in told)
+        speaks.send_data(1, b"and another thing")
+        await rude.send_all(speaks.data_to_send())
+        while "an HTTP connection failed" not in caplog.text:  # noqa: ASYNC110
+            await trio.sleep(0.01)
+        text = b""
+        while b"data: [DONE]" not in text:
+            text += await streaming.receive_some()
         assert (await it.chat()).status_code == 200
 
 
