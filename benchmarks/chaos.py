@@ -33,7 +33,7 @@ import trio
 from benchmarks import figures, scenarios
 from benchmarks.asking import Asking
 from benchmarks.history import History, Judge, counts, pauses, streams_of
-from benchmarks.mesh import Mesh, Role, open_mesh
+from benchmarks.mesh import LOOK_S, MEET_S, Mesh, Role, open_mesh
 from benchmarks.processes import BenchmarkError, run
 from p2pmesh import config
 from p2pmesh.engine.echo import READS_FASTER
@@ -125,15 +125,26 @@ class Killer:
         nursery.start_soon(self._revive, victim)
 
     async def _revive(self, name: str) -> None:
-        mesh = self._mesh
-        await mesh.gone(name)
-        await mesh.start(name)
-        by = [ASKER, *([name] if name in RELAYS else [])]
-        if await mesh.until_seen([name, *sorted(self._up)], by) is None:
-            raise BenchmarkError(f"{name} was started again, and {by} do not see all")
-        while name not in {m.name for m in self._peer.members() if m.alive and m.distance > 0}:  # noqa: ASYNC110
-            await trio.sleep(0.05)
+        """Start one again; he counts as up once nobody needs the others' relay to reach him."""
+        await self._mesh.gone(name)
+        await self._mesh.start(name)
+        with trio.move_on_after(MEET_S) as scope:
+            while not await self._is_back(name):  # noqa: ASYNC110 - they are other processes
+                await trio.sleep(LOOK_S)
+        if scope.cancelled_caught:
+            raise BenchmarkError(
+                f"{name} was started again, and after {MEET_S:g} s not all are linked to him"
+            )
         self._up.add(name)
+
+    async def _is_back(self, name: str) -> bool:
+        up = self._up | {name}  # who is up changes meanwhile
+        if not up <= {m.name for m in self._peer.members() if m.alive and m.distance >= 0}:
+            return False
+        for relay in up.intersection(RELAYS):
+            if not up.difference(RELAYS) <= await self._mesh.linked(relay):
+                return False
+        return up <= await self._mesh.alive(ASKER)
 
 
 async def kills(folder: Path, seed: int, history: History, count: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ by its process id when `open_mesh` is left, however that comes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -211,8 +212,17 @@ class Mesh:
 
     async def alive(self, name: str) -> set[str]:
         """Return whom a peer takes for alive and within reach."""
+        return await self._known(name, (0, math.inf))
+
+    async def linked(self, name: str) -> set[str]:
+        """Return whom a peer has a link with."""
+        return await self._known(name, (1, 1))
+
+    async def _known(self, name: str, distances: tuple[float, float]) -> set[str]:
+        least, most = distances
         said = await self.ask(name, "/mesh/v1/peers")
-        return {p["name"] for p in said["peers"] if p["alive"] and p["distance"] >= 0} if said else set()
+        peers = said["peers"] if said else ()
+        return {p["name"] for p in peers if p["alive"] and least <= p["distance"] <= most}
 
     async def until_seen(self, who: Iterable[str], by: Iterable[str], most_s: float = MEET_S) -> float | None:
         """Wait until each of the one is seen by each of the other; return the seconds it took, None: too

@@ -41,6 +41,8 @@ class Phase(Enum):
     """Accepted downstream."""
     LOCAL = auto()
     """It waits or runs here."""
+    STRANDED = auto()
+    """Nobody could go on with it when last looked; there may be somebody in a moment."""
 
 
 @dataclass
@@ -56,7 +58,9 @@ class Flight:
     """Asked in this attempt, and refused."""
     downstream: PeerId | None = None
     silent_at: float = 0.0
-    """When `downstream` counts as lost."""
+    """When `downstream` counts as lost; of a stranded one, when it is looked again for somebody."""
+    patient_until: float | None = None
+    """Until when it may be stranded; None: it was not since it was last placed."""
     alive_at: float = 0.0
     """When `upstream` is due a sign of life."""
     index: int = 0
@@ -129,7 +133,7 @@ class Flight:
     def due(self) -> float:
         """When something has to be done about it."""
         due = self.deadline
-        if self.downstream is not None:
+        if self.downstream is not None or self.phase is Phase.STRANDED:
             due = min(due, self.silent_at)
         if self.upstream is not None:
             due = min(due, self.alive_at)
@@ -302,6 +306,7 @@ class Flights:
         """It sits where it will be answered, by the model with `digest`."""
         flight.mixed = flight.mixed or (flight.index > 0 and digest != flight.digest)
         flight.placed, flight.path, flight.digest = True, path, digest
+        flight.patient_until = None
         if flight.upstream is None:
             self._deliver(Deliver(flight.query.id, Placed(path, eta_s)))
         else:

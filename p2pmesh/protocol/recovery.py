@@ -1,8 +1,9 @@
-"""What becomes of a query that went wrong downstream: chosen anew from here, begun anew, or ended.
+"""What becomes of a query that went wrong downstream: chosen anew from here, begun anew, kept, or ended.
 
 A refusal, and a loss before the first token, is made good where it is noticed; a loss amid the answer goes
-back to the origin, which alone starts a new attempt. Retries have a budget, so that they never make an
-overload worse. It knows flights and how they fail; how a query is sent, and to whom, is `relay`'s business.
+back to the origin, which alone starts a new attempt, and keeps for a moment what nobody can take. Retries
+have a budget, so that they never make an overload worse. It knows flights and how they fail; how a query is
+sent, and to whom, is `relay`'s business.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from p2pmesh.errors import Reason
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.flight import Flight, Flights, Phase
 from p2pmesh.protocol.messages import Refuse
-from p2pmesh.query import Resume
+from p2pmesh.protocol.routing import Decision, Kind
+from p2pmesh.query import Query, Resume
 from p2pmesh.record import PeerId
 
 RETRY_SHARE = 0.05
@@ -25,6 +27,15 @@ _RETRIES_MAX = 16.0
 """Retries that may be made at once, when there were none for a while. A guess."""
 _RETRIES_PER_S = 0.5
 """Retries a second that are allowed however few queries come. A guess (Finagle: 10)."""
+
+_LOOK_S = 0.25
+"""Seconds after which it is looked again whether somebody can take a stranded query. A guess."""
+ROUTE_PATIENCE_S = 1.5
+"""Most seconds that a query whose server was lost waits for a way to another: links are made anew within a
+second, and who cannot be helped is to be told so within two."""
+MODEL_PATIENCE_S = 10.0
+"""Most seconds that a query waits for the one model that can take it and crashed: it is loaded again within
+2.3 s, median of 200 kills (docs/engine.md), and a large one takes longer. A guess."""
 
 
 class RetryBudget:
@@ -56,14 +67,16 @@ class Recovery:
         config: Config,
         flights: Flights,
         breakers: Breakers,
+        plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         route: Callable[[Flight, float], None],
     ) -> None:
-        """`route` sends a flight on its way anew, past those it was `tried` with."""
+        """`plan` tells where a query would go, and `route` sends a flight on its way anew, past those it was
+        `tried` with."""
         self._me = me
         self._config, self._limits = config.relay, config.limits
         self._flights = flights
         self._breakers = breakers
-        self._route = route
+        self._plan, self._route = plan, route
         self.budget = RetryBudget()
         self.retries = 0
         """How often a query was sent anew since the start."""
@@ -76,6 +89,30 @@ class Recovery:
     def _anew(self, flight: Flight, now: float) -> None:
         self.retries += 1
         self._route(flight, now)
+
+    def stranded(self, flight: Flight, decision: Decision, now: float) -> None:
+        """Nobody can take it, as was decided. One that was lost, or whose model crashed, is kept for a moment
+        by the origin: links and models come back."""
+        heard = None if flight.refusal is None else flight.refusal.reason
+        if flight.patient_until is None and flight.upstream is None:
+            if Reason.ENGINE_FAILED in (heard, decision.reason):
+                flight.patient_until = now + MODEL_PATIENCE_S
+            elif flight.query.attempt or heard is Reason.PEER_LOST:
+                flight.patient_until = now + ROUTE_PATIENCE_S
+        if flight.patient_until is None or now >= flight.patient_until:
+            return self._flights.give_up(flight, decision)
+        flight.phase, flight.silent_at = Phase.STRANDED, now + _LOOK_S
+        return self._flights.watch(flight)
+
+    def look_again(self, flight: Flight, now: float) -> None:
+        """Send a stranded query out anew if somebody can take it by now, those too that were lost or refused
+        before: they may have come back."""
+        query = replace(flight.query, excluded=(), budget_s=max(0.0, flight.deadline - now))
+        decision = self._plan(query, (), now)
+        if decision.kind is Kind.REFUSE or query.attempt + 1 >= self._config.attempts_max:
+            return self.stranded(flight, decision, now)
+        flight.begin_again((), (), flight.accepted())
+        return self._anew(flight, now)
 
     def refused(self, flight: Flight, peer: PeerId, now: float) -> None:
         """`peer` has no room. The next one has, or all are busy, and busier if each of them is asked."""

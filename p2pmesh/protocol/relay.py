@@ -61,7 +61,7 @@ class Relay:
         self._can_embed = can_embed
         self._out = out
         self._breakers = breakers
-        self._recovery = Recovery(me, config, self.flights, breakers, self._route)
+        self._recovery = Recovery(me, config, self.flights, breakers, plan, self._route)
 
     @property
     def retries(self) -> int:
@@ -297,6 +297,8 @@ class Relay:
             if now >= flight.deadline:
                 self._stop_work(flight)
                 self.flights.end_badly(flight, Reason.DEADLINE, "the query's time budget was spent")
+            elif flight.phase is Phase.STRANDED:
+                self._recovery.look_again(flight, now)
             elif flight.downstream is not None and now >= flight.silent_at:
                 silent = flight.downstream
                 if flight.phase is Phase.DIALLING:
@@ -333,7 +335,7 @@ class Relay:
             query = flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
             decision = self._plan(query, flight.tried, now)
             if decision.kind is Kind.REFUSE or decision.chosen is None:
-                return self.flights.give_up(flight, decision)
+                return self._recovery.stranded(flight, decision, now)
             hop = Hop(self.me, self.name, brief(decision.explain()))
             if decision.kind is Kind.SERVE:
                 return self._serve(flight, decision.chosen, hop, now)

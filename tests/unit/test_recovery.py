@@ -10,10 +10,10 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.recovery import RETRY_SHARE, RetryBudget
-from p2pmesh.query import Chunk, Ended, Hop, Query, Usage
+from p2pmesh.protocol.recovery import MODEL_PATIENCE_S, RETRY_SHARE, ROUTE_PATIENCE_S, RetryBudget
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Usage
 from p2pmesh.record import PeerId
-from tests.machines import MODEL, UNABLE, A, B, Bench, of, query, sent
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent
 
 SLOW = replace(MODEL, decode_tps=1.0)
 """Nobody sends it a query that the other can take."""
@@ -129,6 +129,95 @@ def test_a_death_counts_once_however_many_queries_die_with_it() -> None:
         bench.ask(query(number, origin=bench.machine.me))
     bench.handle(e.Disconnected(A))
     assert not bench.machine.relay._breakers.open(bench.now)
+
+
+# -- nobody can take it, for a moment -----------------------------------------------------------------
+
+
+def test_a_query_that_was_lost_waits_for_a_new_link() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    bench.ask()
+    bench.say(A, m.Tokens(Chunk(query().id, 0, 0, (1,), "one")))
+    assert not of(bench.handle(e.Disconnected(A)), e.Fail)
+    assert not sent(bench.wait(1.0), m.Forward)
+    bench.link(B)
+    [forward] = sent(bench.wait(0.3), m.Forward, B)
+    assert forward.query.attempt == 2
+    assert forward.query.accepted == Accepted((1,), "one", 1)
+
+
+def test_one_that_came_back_is_asked_again_if_there_is_nobody_else() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    bench.ask()
+    bench.handle(e.Disconnected(A))
+    bench.link(A)
+    assert sent(bench.wait(0.3), m.Forward, A)
+
+
+def test_it_waits_no_longer_than_its_patience_however_often_somebody_comes_and_goes() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    bench.ask()
+    failed = of(bench.handle(e.Disconnected(A)), e.Fail)
+    began, forwards = bench.now, 0
+    while not failed:
+        bench.link(A)
+        effects = bench.wait(0.3)
+        forwards += len(sent(effects, m.Forward))
+        failed = of([*effects, *bench.handle(e.Disconnected(A))], e.Fail)
+    assert failed[0].reason is Reason.NO_ROUTE
+    assert forwards > 2
+    assert ROUTE_PATIENCE_S <= bench.now - began <= ROUTE_PATIENCE_S + 1.0
+
+
+def test_where_the_only_model_crashed_the_answer_goes_on_when_it_is_back() -> None:
+    bench = Bench()
+    [generate] = of(bench.ask(query(origin=ME)), e.Generate)
+    bench.handle(e.Generated(generate.query.id, 0, (1,), "one"))
+    bench.handle(e.Described(replace(ABLE, models=(replace(MODEL, slots=0),)), ()))
+    effects = bench.handle(e.Failed(generate.query.id, 0, Reason.ENGINE_FAILED, "it crashed"))
+    assert not of([*effects, *bench.wait(3.0)], e.Fail)
+    assert not of(bench.ask(query(2, origin=ME)), e.Fail)
+    bench.handle(e.Described(ABLE, ()))
+    again, new = of(bench.wait(0.3), e.Generate)
+    assert (again.query.id, again.query.accepted) == (
+        generate.query.id,
+        Accepted((1,), "one", 1, MODEL.digest),
+    )
+    assert (new.query.id, new.query.accepted) == (query(2).id, None)
+
+
+def test_a_model_that_does_not_come_back_is_not_waited_for_for_ever() -> None:
+    bench = Bench(replace(ABLE, models=(replace(MODEL, slots=0),)))
+    assert not of(bench.ask(query(origin=ME)), e.Fail)
+    assert not of(bench.wait(MODEL_PATIENCE_S - 0.5), e.Fail)
+    [fail] = of(bench.wait(1.0), e.Fail)
+    assert fail.reason is Reason.ENGINE_FAILED
+
+
+def test_a_stranded_query_can_be_cancelled_and_runs_out_of_time() -> None:
+    bench = Bench(replace(ABLE, models=(replace(MODEL, slots=0),)))
+    bench.ask(query(1, origin=ME))
+    bench.ask(query(2, origin=ME, budget_s=1.0))
+    bench.handle(e.Cancelled(query(1).id))
+    [fail] = of(bench.wait(20.0), e.Fail)
+    assert (fail.query_id, fail.reason) == (query(2).id, Reason.DEADLINE)
+
+
+def test_who_relays_keeps_nothing() -> None:
+    """The origin knows more ways than he does, and waits himself."""
+    bench = Bench(UNABLE)
+    bench.link(A, B)
+    bench.link(C, capability=UNABLE)
+    bench.say(C, m.Forward(query(origin=C, path=(Hop(C, "c", ""),))))
+    bench.handle(e.Disconnected(A))
+    assert sent(bench.handle(e.Disconnected(B)), m.Refuse, C)
+
+
+def test_who_never_had_anybody_is_told_so_at_once() -> None:
+    assert of(Bench(UNABLE).ask(), e.Fail)
 
 
 # -- the budget of retries ----------------------------------------------------------------------------

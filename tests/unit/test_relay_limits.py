@@ -20,8 +20,9 @@ def test_more_tokens_than_were_asked_for_end_the_answer() -> None:
         assert of(bench.say(A, chunk(index)), e.Deliver)
     effects = bench.say(A, chunk(8))
     assert not of(effects, e.Deliver)
-    assert failed(effects).reason is Reason.PEER_LOST
     assert sent(effects, m.Cancel, A)
+    bench.handle(e.Disconnected(A))
+    assert failed(bench.wait(2.0)).reason is Reason.PEER_LOST
 
 
 def test_text_that_no_token_spells_is_not_delivered() -> None:
