@@ -128,23 +128,27 @@ class Killer:
         """Start one again; he counts as up once nobody needs the others' relay to reach him."""
         await self._mesh.gone(name)
         await self._mesh.start(name)
-        with trio.move_on_after(MEET_S) as scope:
-            while not await self._is_back(name):  # noqa: ASYNC110 - they are other processes
-                await trio.sleep(LOOK_S)
-        if scope.cancelled_caught:
-            raise BenchmarkError(
-                f"{name} was started again, and after {MEET_S:g} s not all are linked to him"
-            )
+        await until_linked(self._mesh, self._peer, lambda: self._up | {name})
         self._up.add(name)
 
-    async def _is_back(self, name: str) -> bool:
-        up = self._up | {name}  # who is up changes meanwhile
-        if not up <= {m.name for m in self._peer.members() if m.alive and m.distance >= 0}:
+
+async def until_linked(mesh: Mesh, peer: Peer, up: Callable[[], set[str]]) -> None:
+    """Wait until every relay has a link with all the others that are `up`, which may change meanwhile, and
+    the askers see them all: until then the death of one relay may leave no way. Raises BenchmarkError."""
+
+    async def are_linked(names: set[str]) -> bool:
+        if not names <= {m.name for m in peer.members() if m.alive and m.distance >= 0}:
             return False
-        for relay in up.intersection(RELAYS):
-            if not up.difference(RELAYS) <= await self._mesh.linked(relay):
+        for relay in names.intersection(RELAYS):
+            if not names.difference(RELAYS) <= await mesh.linked(relay):
                 return False
-        return up <= await self._mesh.alive(ASKER)
+        return names <= await mesh.alive(ASKER)
+
+    with trio.move_on_after(MEET_S) as scope:
+        while not await are_linked(up()):  # noqa: ASYNC110 - they are other processes
+            await trio.sleep(LOOK_S)
+    if scope.cancelled_caught:
+        raise BenchmarkError(f"after {MEET_S:g} s the relays are not linked to all of {sorted(up())}")
 
 
 async def kills(folder: Path, seed: int, history: History, count: int) -> dict[str, Any]:
@@ -152,7 +156,7 @@ async def kills(folder: Path, seed: int, history: History, count: int) -> dict[s
     rng, killed = Random(seed), dict.fromkeys(KINDS, 0)
     async with open_mesh(folder, seed, history, roles()) as mesh, open_library(mesh, folder) as peer:
         asking = Asking(history, mesh.url, rng, WORDS)
-        await until_known(mesh, peer)
+        await until_linked(mesh, peer, lambda: set(mesh.units))
         killer, enough = Killer(mesh, asking, peer, rng), trio.Event()
         began = trio.current_time()
         async with trio.open_nursery() as asks:
@@ -180,15 +184,6 @@ async def kills(folder: Path, seed: int, history: History, count: int) -> dict[s
         "of_it_reading_again_s": round(WORDS / (READS_FASTER * SPEED), 3),
         "died_unbidden": unbidden,
     }
-
-
-async def until_known(mesh: Mesh, peer: Peer) -> None:
-    """Wait until the askers see all the others, and the relays all but the askers."""
-    everybody = set(mesh.units)
-    if await mesh.until_seen(everybody, [ASKER, *RELAYS]) is None:
-        raise BenchmarkError("the peers have not met")
-    while not everybody <= {m.name for m in peer.members() if m.alive}:  # noqa: ASYNC110
-        await trio.sleep(0.05)
 
 
 Scenario = Callable[[Path, int, History], Awaitable[dict[str, Any]]]

@@ -160,6 +160,7 @@ class Gossip:
         for ident in self.records:
             if self._membership.route(ident) is None or ident == peer:
                 self._freshen(ident, now)
+        self._seek(*sorted(self._membership.links))
 
     def on_digest(self, peer: PeerId, message: Digest) -> None:
         """Tell `peer` all we hold where it holds something else."""
@@ -346,9 +347,7 @@ class Gossip:
                 self._exchange(peer)
             else:
                 self._out.append(Send(peer, Digest(_pack(self._sums()))))
-            lost = self._lost()[: self._limits.digest_max]
-            if lost:
-                self._out.append(Send(peer, Seek(tuple(lost))))
+            self._seek(peer)
         self._digest_at = now + (_DIGEST_PAUSE_S if self._new else self._config.digest_interval_s)
 
     def _way(self, neighbour: PeerId, peer: PeerId, links: int) -> bool:
@@ -358,10 +357,13 @@ class Gossip:
             return False
         return member.told(neighbour, links) and peer not in linked
 
-    def _lost(self) -> list[PeerId]:
-        """Return the living to whom no way is known, not even a dial."""
+    def _seek(self, *links: PeerId) -> None:
+        """Ask links for ways to the living to whom none is known, not even a dial."""
         reach, members = self._membership.can_reach, self._membership.members.values()
-        return [m.id for m in members if m.way is None and m.status < Status.DEAD and not reach(m.id)]
+        lost = [m.id for m in members if m.way is None and m.status < Status.DEAD and not reach(m.id)]
+        if lost:
+            seek = Seek(tuple(lost[: self._limits.digest_max]))
+            self._out.extend(Send(peer, seek) for peer in links)
 
     def _exchange(self, peer: PeerId) -> None:
         """Tell a link of peers that it may want to know: no two know the same, so sums would tell nothing."""

@@ -168,6 +168,19 @@ def test_a_lost_way_is_asked_for_until_one_is_known() -> None:
     assert not sent(on.wait(11.0), m.Seek)
 
 
+def test_ways_that_went_with_a_link_are_asked_for_at_all_others_at_once() -> None:
+    """It took up to five seconds, in which no query could be served."""
+    on = bench(A, B, C)
+    on.say(A, m.Records((signed(D),)))
+    on.say(A, m.Announce((Line(D, V1, 1),)))
+    effects = on.handle(e.Disconnected(A))
+    [seek] = sent(effects, m.Seek, B)
+    assert D in seek.ids
+    assert sent(effects, m.Seek, C) == [seek]
+    on.say(C, m.Announce((Line(D, V1, 1),)))
+    assert on.machine.membership.route(D) == (C, 2)
+
+
 def test_who_is_asked_for_a_way_tells_those_it_knows_and_of_others_nothing() -> None:
     on = bench(A, B)
     on.say(A, m.Records((signed(C), signed(D))))
