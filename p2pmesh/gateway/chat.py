@@ -17,7 +17,7 @@ from urllib.parse import quote
 import trio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from p2pmesh.errors import MeshError, QueryError, Reason
 from p2pmesh.gateway import openai
@@ -74,7 +74,7 @@ class ChatReply:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_watch, receive, nursery.cancel_scope)
-                await self._answer(scope, receive, send)
+                await self._answer(scope, receive, _unhindered(send))
                 nursery.cancel_scope.cancel()
         finally:
             self._done()
@@ -146,6 +146,18 @@ class ChatReply:
         served = (m.capability.models for m in self._peer.members() if m.id == answer.served_by)
         models = next(served, ())
         return models[0].name if len(models) == 1 else AUTO
+
+
+def _unhindered(send: Send) -> Send:
+    """Return `send`, whose last message is not cancelled: with that one the server says that the client is
+    gone, and then sees to the connection."""
+
+    async def sent(message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        with trio.CancelScope(shield=is_last):
+            await send(message)
+
+    return sent
 
 
 async def _watch(receive: Receive, scope: trio.CancelScope) -> None:

@@ -315,6 +315,17 @@ async def test_a_client_that_goes_away_frees_every_hop(stream: bool):
         assert (await it.chat()).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_connection_that_is_to_be_closed_is(stream: bool):
+    """It stayed open until the client went away."""
+    async with door() as it, await it.socket() as client:
+        data = json.dumps(body(stream=stream)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n"
+        await client.send_all(head.encode() + b"connection: close\r\n\r\n" + data)
+        said = b"".join([part async for part in client])
+        assert said.startswith(b"HTTP/1.1 200")
+
+
 async def test_a_client_that_breaks_its_connection_breaks_no_other(caplog: pytest.LogCaptureFixture):
     """An HTTP/2 client that sent on after its answer ended the whole peer."""
     async with door(SLOW) as it, await it.socket() as rude, await it.socket() as streaming:
