@@ -27,6 +27,9 @@ from p2pmesh.record import NOBODY, PeerId
 _ACK_S = 0.5
 """Seconds in which a holder must say what it holds, or it is asked again, and then another: it delays what
 the asker reads. As `relay.accept_timeout_s`."""
+_FIRST_ACK_S = 0.25
+"""Seconds in which the first holder must say that it holds a query, or another is asked, which has twice as
+long: one that is stopped delays every first token, one far away is no worse for it. A guess."""
 _SILENT_S = 10.0
 """Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
 holds waits for it. A guess: by then the membership knows."""
@@ -117,6 +120,9 @@ class Backups:
         self._mine: dict[QueryId, _Mine] = {}
         self._held: dict[QueryId, _Held] = {}
         self._wanted: dict[QueryId, _Wanted] = {}
+        self._settled: deque[tuple[PeerId, QueryId]] = deque(maxlen=HELD_MAX)
+        """What is not to be held here any more, and for whom: a late copy of the question would make an empty
+        answer of it."""
         self._silent: dict[PeerId, float] = {}
         """Who said nothing, and until when that is held against him."""
         self.deadline = math.inf
@@ -167,7 +173,7 @@ class Backups:
             self._send(mine, Copy(replace(effect.item, logprobs=()), digest))
         elif isinstance(effect.item, Ended):
             held += 1
-            self._send(mine, Settle(mine.query.id, effect.item))
+            self._send(mine, Settle(mine.query.id, effect.item, mine.chunks))
         mine.waiting.append((held, effect))
         self._flush(mine)
         if mine.waiting and mine.due == math.inf:
@@ -195,7 +201,7 @@ class Backups:
 
     def _unheard(self, mine: _Mine, now: float) -> None:
         """The holder has not said that it holds all: a piece may have been lost."""
-        if not mine.again and not mine.over and now < mine.deadline:
+        if mine.acked >= 0 and not mine.again and not mine.over and now < mine.deadline:
             mine.again = True
             self._let_hold(mine, now)
             return
@@ -239,7 +245,8 @@ class Backups:
             self._out.append(Send(mine.holder, message))
 
     def _watch(self, mine: _Mine, now: float) -> None:
-        mine.due = min(now + _ACK_S, mine.deadline)
+        patience_s = _ACK_S if mine.acked >= 0 else _FIRST_ACK_S * 2.0 ** (len(mine.tried) - 1)
+        mine.due = min(now + patience_s, mine.deadline)
         self.deadline = min(self.deadline, mine.due)
 
     # -- who holds ------------------------------------------------------------------------------------
@@ -250,12 +257,17 @@ class Backups:
         old = self._held.get(query.id)
         if query.origin != peer or (old is not None and old.owner != peer):
             return
+        if (peer, query.id) in self._settled:
+            return
         if old is None and len(self._held) >= HELD_MAX:
             whole = next((i for i, held in self._held.items() if held.ended is not None), None)
             if whole is None:
                 return
             del self._held[whole]
         got = query.accepted or Accepted((), "", 0)
+        if old is not None and old.chunks >= got.chunks:  # it was under way for long, or came twice
+            self._out.append(Send(peer, Kept(query.id, old.chunks + (old.ended is not None))))
+            return
         until = now + query.budget_s + _KEPT_S
         self._held[query.id] = _Held(
             peer,
@@ -295,21 +307,23 @@ class Backups:
         if held is not None and held.owner == peer:
             if message.ended is None:
                 del self._held[message.query_id]
-            else:
+                self._settled.append((peer, message.query_id))
+            elif message.chunks == held.chunks:
                 held.ended, held.until = message.ended, now + _KEPT_S
                 self.deadline = min(self.deadline, held.until)
                 self._out.append(Send(peer, Kept(message.query_id, held.chunks + 1)))
-            return
+            return None
         mine = self._mine.get(message.query_id)
         if mine is not None and mine.holder == peer:
             del self._mine[message.query_id]
             self._cancel(message.query_id, now)
             how = "somebody came for this answer at another peer"
-            self._out.append(Fail(message.query_id, Reason.CANCELLED, how))
-            return  # if he came for it here, what he gets follows
+            # If he came for it here, what he gets follows.
+            return self._out.append(Fail(message.query_id, Reason.CANCELLED, how))
         for wanted in [w for w in self._wanted.values() if w.event.holder == peer]:
             if wanted.event.held_id == message.query_id:
-                self._not_found(wanted)
+                return self._not_found(wanted)
+        return self._settled.append((peer, message.query_id))
 
     def _on_claim(self, peer: PeerId, message: Claim, now: float) -> None:
         """Somebody has come for an answer at `peer`."""
@@ -322,6 +336,7 @@ class Backups:
     def _hand_over(self, held: _Held, now: float) -> Legacy:
         query = held.query
         del self._held[query.id]
+        self._settled.append((held.owner, query.id))
         if held.ended is None and held.owner != self._me:
             self._out.append(Send(held.owner, Settle(query.id, None)))
         left_s = max(0.0, query.budget_s - (now - held.since))

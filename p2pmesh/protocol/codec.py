@@ -391,7 +391,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Keep: f.struct(m.Keep, parts["query"]),
         m.Copy: f.struct(m.Copy, chunk, f.text(64)),
         m.Kept: f.struct(m.Kept, f.query_id(), count),
-        m.Settle: f.struct(m.Settle, f.query_id(), f.maybe(ended)),
+        m.Settle: f.struct(m.Settle, f.query_id(), f.maybe(ended), count),
         m.Claim: f.struct(m.Claim, f.query_id()),
         m.Legacy: f.struct(m.Legacy, parts["query"], f.maybe(ended)),
     }

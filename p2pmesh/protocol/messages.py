@@ -261,6 +261,8 @@ class Settle:
 
     query_id: QueryId
     ended: Ended | None = None
+    chunks: int = 0
+    """How many make up the whole."""
 
 
 @dataclass(frozen=True)

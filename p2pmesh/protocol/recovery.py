@@ -30,9 +30,9 @@ _RETRIES_PER_S = 0.5
 
 _LOOK_S = 0.25
 """Seconds after which it is looked again whether somebody can take a stranded query. A guess."""
-ROUTE_PATIENCE_S = 1.5
-"""Most seconds that a query whose server was lost waits for a way to another: links are made anew within a
-second, and who cannot be helped is to be told so within two."""
+ROUTE_PATIENCE_S = 1.0
+"""Most seconds that a query whose server was lost waits for a way to another: who cannot be helped is to be
+told so within two, half a second of which had passed when it was noticed."""
 MODEL_PATIENCE_S = 10.0
 """Most seconds that a query waits for the one model that can take it and crashed: it is loaded again within
 2.3 s, median of 200 kills (docs/engine.md), and a large one takes longer. A guess."""
@@ -109,7 +109,9 @@ class Recovery:
         before: they may have come back."""
         query = replace(flight.query, excluded=(), budget_s=max(0.0, flight.deadline - now))
         decision = self._plan(query, (), now)
-        if decision.kind is Kind.REFUSE or query.attempt + 1 >= self._config.attempts_max:
+        assert flight.patient_until is not None, "a stranded flight has its patience"
+        patient = now < flight.patient_until and query.attempt + 1 < self._config.attempts_max
+        if decision.kind is Kind.REFUSE or not patient:
             return self.stranded(flight, decision, now)
         flight.begin_again((), (), flight.accepted())
         return self._anew(flight, now)

@@ -48,6 +48,9 @@ def _tell(thing: e.Event | e.Effect) -> str:  # noqa: C901 - one line for each
         case e.Asked(query=query):
             zone = "" if query.zone == "general" else f" in {query.zone}"
             return f"is asked {_short(query.id)}{zone}: {query.text}, {query.budget_s:g} s"
+        case e.Claimed(query_id=query_id, held_id=held_id, holder=holder, seen=seen):
+            rest = f"the rest of {_short(held_id)}, past {seen} characters"
+            return f"is asked for {rest}, as {_short(query_id)}; {holder} holds it"
         case e.Cancelled(query_id=query_id):
             return f"is told that nobody waits for {_short(query_id)}"
         case e.Generate(query=query, model=model):
@@ -96,7 +99,26 @@ def _message(message: m.PeerMessage) -> str:
             return f"end {_short(query_id, attempt)}: {chunks} pieces"
         case m.Cancel(query_id=query_id, attempt=attempt):
             return f"cancel {_short(query_id, attempt)}"
+        case m.Keep() | m.Copy() | m.Kept() | m.Settle() | m.Claim() | m.Legacy():
+            return _backup(message)
         case m.Steal() | m.Leave() | m.Part():
             return type(message).__name__.lower()
         case _:
             return ""
+
+
+def _backup(message: m.Keep | m.Copy | m.Kept | m.Settle | m.Claim | m.Legacy) -> str:
+    match message:
+        case m.Keep(query=query):
+            return f"keep {_short(query.id)}: {0 if query.accepted is None else query.accepted.chunks} pieces"
+        case m.Copy(chunk=chunk):
+            return f"copy {_short(chunk.query_id)}: piece {chunk.index}"
+        case m.Kept(query_id=query_id, chunks=chunks):
+            return f"kept {_short(query_id)}: {chunks} pieces"
+        case m.Settle(query_id=query_id, ended=ended):
+            return f"settle {_short(query_id)}: {'forget it' if ended is None else 'it is whole'}"
+        case m.Claim(query_id=query_id):
+            return f"claim {_short(query_id)}"
+        case m.Legacy(query=query, ended=ended):
+            pieces = 0 if query.accepted is None else query.accepted.chunks
+            return f"legacy {_short(query.id)}: {pieces} pieces{'' if ended is None else ', whole'}"

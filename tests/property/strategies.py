@@ -193,7 +193,7 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.Keep, queries),
     st.builds(m.Copy, chunks(), words),
     st.builds(m.Kept, query_ids, counts),
-    st.builds(m.Settle, query_ids, st.none() | ended),
+    st.builds(m.Settle, query_ids, st.none() | ended, counts),
     st.builds(m.Claim, query_ids),
     st.builds(m.Legacy, queries, st.none() | ended),
     st.builds(m.Outcomes, st.builds(Report, st.integers(0, 3), st.lists(rows, max_size=5).map(tuple))),

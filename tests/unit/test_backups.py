@@ -126,22 +126,29 @@ def test_when_the_holder_goes_another_gets_all_there_is() -> None:
 def test_who_does_not_say_that_it_holds_it_is_replaced_and_the_last_is_not_waited_for() -> None:
     bench = Guarded(A, B, C, D)
     asked = [bench.holder(bench.begun)]
-    for _ in range(2):
-        assert bench.holder(bench.wait(0.51)) == asked[-1]  # once more, as something may have been lost
-        effects = bench.wait(0.51)
+    for patience_s in (0.26, 0.51):
+        effects = bench.wait(patience_s)
         asked.append(bench.holder(effects))
         assert delivered(effects) == []
     assert len(set(asked)) == 3
-    assert bench.holder(bench.wait(0.51)) == asked[-1]
-    effects = bench.wait(0.51)
+    effects = bench.wait(1.01)
     assert not sent(effects, m.Keep)
     assert isinstance(delivered(effects)[0], e.Placed)
+
+
+def test_who_held_it_before_is_asked_twice_as_something_may_have_been_lost() -> None:
+    bench = Guarded(A, B)
+    holder = bench.holder(bench.begun)
+    bench.say(holder, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    assert bench.holder(bench.wait(0.51)) == holder
+    assert bench.holder(bench.wait(0.51)) != holder
 
 
 def test_who_said_nothing_is_not_chosen_again_for_a_while() -> None:
     bench = Guarded(A, B)
     silent = bench.holder(bench.begun)
-    bench.wait(1.02)
+    bench.wait(0.26)
     chosen = set()
     for number in range(2, 12):
         asked = query(number, origin=ME)
@@ -253,23 +260,57 @@ def test_it_outlives_whose_it_was() -> None:
 
 def test_a_whole_answer_is_held_for_a_minute() -> None:
     bench = Holder()
-    assert sent(bench.say(A, m.Settle(ID, ENDED)), m.Kept, A) == [m.Kept(ID, 3)]
+    assert sent(bench.say(A, m.Settle(ID, ENDED, 2)), m.Kept, A) == [m.Kept(ID, 3)]
     bench.handle(e.Disconnected(A))
     bench.wait(59.0)
     bench.link(B, capability=UNABLE)
     [legacy] = sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
     assert legacy.ended == ENDED
     late = Holder()
-    late.say(A, m.Settle(ID, ENDED))
+    late.say(A, m.Settle(ID, ENDED, 2))
     late.wait(61.0)
     late.link(B, capability=UNABLE)
     assert not sent(late.say(B, m.Claim(ID)), m.Legacy)
+
+
+def test_an_end_after_a_lost_piece_is_not_held() -> None:
+    """It was said to be held, and so the asker got a piece that was not (chaos, seed 6)."""
+    bench = Holder()
+    assert not sent(bench.say(A, m.Settle(ID, ENDED, 3)), m.Kept)
+    [legacy] = sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
+    assert legacy.ended is None
 
 
 def test_what_nobody_waits_for_is_forgotten() -> None:
     bench = Holder()
     bench.say(A, m.Settle(ID, None))
     assert not sent(bench.say(B, m.Claim(ID)), m.Legacy)
+
+
+@pytest.mark.parametrize("first", [m.Settle(ID, None), m.Claim(ID)])
+def test_a_question_that_comes_late_is_not_held_anew(first: m.Settle | m.Claim) -> None:
+    """Whoever came for it got an empty answer, less than he had seen (chaos, seed 58)."""
+    bench = Holder()
+    bench.say(A, first)
+    assert not sent(bench.say(A, m.Keep(HERS)), m.Kept)
+    assert not sent(bench.say(B, m.Claim(ID)), m.Legacy)
+
+
+def test_a_question_that_comes_twice_takes_nothing_of_its_answer() -> None:
+    bench = Holder()
+    assert sent(bench.say(A, m.Keep(HERS)), m.Kept, A) == [m.Kept(ID, 2)]
+    bench.say(A, m.Settle(ID, ENDED, 2))
+    assert sent(bench.say(A, m.Keep(HERS)), m.Kept, A) == [m.Kept(ID, 3)]
+    [legacy] = sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
+    assert (legacy.query.accepted, legacy.ended) == (Accepted((0, 1), "0 1 ", 2, MODEL.digest), ENDED)
+
+
+def test_a_question_that_comes_after_its_end_is_not_held() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    bench.say(A, m.Settle(ID, None))
+    assert not sent(bench.say(A, m.Keep(HERS)), m.Kept)
+    assert sent(bench.say(A, m.Keep(replace(HERS, id=QueryId("07" * 16)))), m.Kept)
 
 
 def test_a_query_is_held_for_who_asked_it_alone() -> None:
@@ -310,7 +351,7 @@ def test_only_so_many_are_held_and_whole_ones_make_room() -> None:
     for number in range(256):
         assert sent(bench.say(A, m.Keep(query(number, origin=A))), m.Kept)
     assert not sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
-    bench.say(A, m.Settle(query(7).id, ENDED))
+    bench.say(A, m.Settle(query(7).id, ENDED, 0))
     assert sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
     assert not sent(bench.say(A, m.Claim(query(7).id)), m.Legacy)
 

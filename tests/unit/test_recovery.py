@@ -140,7 +140,7 @@ def test_a_query_that_was_lost_waits_for_a_new_link() -> None:
     bench.ask()
     bench.say(A, m.Tokens(Chunk(query().id, 0, 0, (1,), "one")))
     assert not of(bench.handle(e.Disconnected(A)), e.Fail)
-    assert not sent(bench.wait(1.0), m.Forward)
+    assert not sent(bench.wait(0.6), m.Forward)
     bench.link(B)
     [forward] = sent(bench.wait(0.3), m.Forward, B)
     assert forward.query.attempt == 2
