@@ -209,13 +209,15 @@ class Judge:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """One stream, for figures."""
 
     asker: str
     asked_at: float
     path: tuple[str, ...] = ()
     """As last told; empty: not known, as nobody has told since one on it was killed."""
+    first_path: tuple[str, ...] = ()
+    """As first told."""
     times: list[float] = field(default_factory=list)
     over: str = ""
     ended_at: float = 0.0
@@ -226,12 +228,12 @@ class _Stream:
     orphaned: bool = False
 
 
-def streams_of(rows: Iterable[Row]) -> dict[str, _Stream]:
+def streams_of(rows: Iterable[Row]) -> dict[str, Stream]:
     """Return what became of each query."""
-    streams: dict[str, _Stream] = {}
+    streams: dict[str, Stream] = {}
     for row in rows:
         if row["what"] == "asked":
-            streams[row["query"]] = _Stream(row["asker"], row["at"])
+            streams[row["query"]] = Stream(row["asker"], row["at"])
         elif row["what"] == "killed":
             for stream in streams.values():
                 if not stream.over:
@@ -241,7 +243,7 @@ def streams_of(rows: Iterable[Row]) -> dict[str, _Stream]:
     return streams
 
 
-def _struck(stream: _Stream, row: Row) -> None:
+def _struck(stream: Stream, row: Row) -> None:
     if row["peer"] == stream.asker:
         stream.orphaned = True
     elif row["peer"] in stream.path and stream.times:
@@ -249,18 +251,20 @@ def _struck(stream: _Stream, row: Row) -> None:
         stream.path = ()
 
 
-def _went_on(stream: _Stream, row: Row) -> None:
+def _went_on(stream: Stream, row: Row) -> None:
     match row["what"]:
         case "placed":
             stream.path = tuple(row["path"])
+            stream.first_path = stream.first_path or stream.path
         case "piece":
             stream.times.append(row["at"])
         case "ended" | "failed" | "cut" | "left" as what:
             stream.over, stream.ended_at = what, row["at"]
+            stream.path = tuple(row.get("path", ())) or stream.path
             stream.code, stream.resumed = row.get("code", ""), len(row.get("resumed", ()))
 
 
-def pauses(streams: Iterable[_Stream]) -> list[float]:
+def pauses(streams: Iterable[Stream]) -> list[float]:
     """Return, for each kill that hit a stream which went on, the longest pause between two pieces from the
     last one before the kill on: a piece that was under way already hides nothing."""
     found = []
