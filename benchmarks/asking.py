@@ -171,7 +171,7 @@ class Asking:
         how it ended, if it did."""
         if "error" in event:
             error = event["error"]
-            return self._say("failed", stream, code=error["code"], detail=error["message"])
+            return self._say("failed", stream, code=str(error["code"]), detail=error["message"])
         how, way = "", event.get("p2pmesh", {})
         if way:
             stream.path = tuple(hop["name"] for hop in way["path"])

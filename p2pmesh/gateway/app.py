@@ -81,6 +81,7 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
         Route("/mesh/v1/drain", door.drain, methods=["POST"]),
         Route("/healthz", door.health),
+        Route("/health", door.health),  # where llama.cpp's server, vLLM and routers before them have it
     ]
     handlers: Any = {
         openai.BadRequest: lambda _, exc: chat.bad_request(exc),

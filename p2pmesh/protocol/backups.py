@@ -61,13 +61,13 @@ class _Mine:
     chunks: int = 0
     due: float = math.inf
     """When the holder must have said that it holds all."""
-    waiting: deque[tuple[int, Deliver | Fail]] = field(default_factory=deque)
-    """What the asker gets as soon as so many chunks are held."""
+    waiting: deque[tuple[int, float, Deliver | Fail]] = field(default_factory=deque)
+    """As soon as how many chunks are held, since when, and what the asker then gets."""
 
     @property
     def over(self) -> bool:
         """Whether the last of it waits to be given."""
-        last = self.waiting[-1][1] if self.waiting else None
+        last = self.waiting[-1][2] if self.waiting else None
         return isinstance(last, Fail) or (last is not None and isinstance(last.item, Ended))
 
 
@@ -174,7 +174,7 @@ class Backups:
         elif isinstance(effect.item, Ended):
             held += 1
             self._send(mine, Settle(mine.query.id, effect.item, mine.chunks))
-        mine.waiting.append((held, effect))
+        mine.waiting.append((held, self._now, effect))
         self._flush(mine)
         if mine.waiting and mine.due == math.inf:
             self._watch(mine, self._now)
@@ -193,11 +193,14 @@ class Backups:
             return
         if mine.acked < 0:
             self._out.append(Deliver(message.query_id, Guarded(peer)))
-        mine.acked, mine.again = message.chunks, False
-        mine.due = math.inf
+        mine.acked, mine.due = message.chunks, math.inf
         self._flush(mine)
-        if mine.waiting:
-            self._watch(mine, now)
+        if mine.waiting:  # one that says something, but ever later, is as bad as one that says nothing
+            since = mine.waiting[0][1]
+            mine.again = mine.again and since + _ACK_S <= now
+            self._watch(mine, since)
+        else:
+            mine.again = False
 
     def _unheard(self, mine: _Mine, now: float) -> None:
         """The holder has not said that it holds all: a piece may have been lost."""
@@ -235,7 +238,7 @@ class Backups:
 
     def _flush(self, mine: _Mine) -> None:
         while mine.waiting and (mine.holder == NOBODY or mine.waiting[0][0] <= mine.acked):
-            effect = mine.waiting.popleft()[1]
+            effect = mine.waiting.popleft()[2]
             self._out.append(effect)
             if isinstance(effect, Fail) or isinstance(effect.item, Ended):
                 self._mine.pop(mine.query.id, None)

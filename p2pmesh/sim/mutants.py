@@ -319,7 +319,7 @@ def _nothing_held_back(machine: Machine) -> None:
         deliver(effect)
         mine = backups._mine.get(effect.query_id)
         while mine is not None and mine.waiting and mine.waiting[0][0] <= mine.chunks:
-            out.append(mine.waiting.popleft()[1])
+            out.append(mine.waiting.popleft()[2])
 
     _replace(machine.relay.flights, _deliver=at_once)
 

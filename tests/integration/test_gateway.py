@@ -486,7 +486,7 @@ async def test_wrong_paths_and_methods_are_answered_in_json(quick: Door):
     ],
 )
 async def test_only_this_machine_is_answered(quick: Door, headers: dict[str, str], status: int):
-    for method, path in (("GET", "/healthz"), ("GET", "/mesh/v1/status")):
+    for method, path in (("GET", "/healthz"), ("GET", "/health"), ("GET", "/mesh/v1/status")):
         assert (await quick.call(method, path, headers=headers)).status_code == status
 
 

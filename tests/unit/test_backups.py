@@ -145,6 +145,26 @@ def test_who_held_it_before_is_asked_twice_as_something_may_have_been_lost() -> 
     assert bench.holder(bench.wait(0.51)) != holder
 
 
+def test_a_holder_that_is_ever_later_is_replaced() -> None:
+    """What went to it over a slow link held up the whole answer."""
+    bench = Guarded(A, B)
+    holder = bench.holder(bench.begun)
+    bench.say(holder, m.Kept(ID, 0))
+    replaced, read = None, 0
+    for index in range(40):
+        effects = bench.handle(wrote(index)) + bench.wait(0.05)
+        if index % 4 == 3:  # it takes four times as long as they are written
+            effects += bench.say(holder, m.Kept(ID, index // 4 + 1))
+        read += sum(isinstance(item, Chunk) for item in delivered(effects))
+        keeps = [s.peer for s in of(effects, e.Send) if isinstance(s.message, m.Keep)]
+        if keeps and keeps[-1] != holder:
+            replaced = index
+            break
+    assert replaced is not None
+    assert replaced * 0.05 <= 2.0
+    assert read < replaced
+
+
 def test_who_said_nothing_is_not_chosen_again_for_a_while() -> None:
     bench = Guarded(A, B)
     silent = bench.holder(bench.begun)
