@@ -357,10 +357,14 @@ class Gossip:
             return False
         return member.told(neighbour, links) and peer not in linked
 
-    def _seek(self, *links: PeerId) -> None:
-        """Ask links for ways to the living to whom none is known, not even a dial."""
+    def lost(self) -> list[PeerId]:
+        """Return the living to whom no way is known, not even a dial."""
         reach, members = self._membership.can_reach, self._membership.members.values()
-        lost = [m.id for m in members if m.way is None and m.status < Status.DEAD and not reach(m.id)]
+        return [m.id for m in members if m.way is None and m.status < Status.DEAD and not reach(m.id)]
+
+    def _seek(self, *links: PeerId) -> None:
+        """Ask links for ways to those who were lost."""
+        lost = self.lost()
         if lost:
             seek = Seek(tuple(lost[: self._limits.digest_max]))
             self._out.extend(Send(peer, seek) for peer in links)

@@ -8,7 +8,7 @@ sent, and to whom, is `relay`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from p2pmesh.config import Config
@@ -68,15 +68,16 @@ class Recovery:
         flights: Flights,
         breakers: Breakers,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
+        lost: Callable[[], Collection[PeerId]],
         route: Callable[[Flight, float], None],
     ) -> None:
-        """`plan` tells where a query would go, and `route` sends a flight on its way anew, past those it was
-        `tried` with."""
+        """`plan` tells where a query would go, `lost` returns the living to whom there is no way just now,
+        and `route` sends a flight on its way anew, past those it was `tried` with."""
         self._me = me
         self._config, self._limits = config.relay, config.limits
         self._flights = flights
         self._breakers = breakers
-        self._plan, self._route = plan, route
+        self._plan, self._lost, self._route = plan, lost, route
         self.budget = RetryBudget()
         self.retries = 0
         """How often a query was sent anew since the start."""
@@ -91,18 +92,21 @@ class Recovery:
         self._route(flight, now)
 
     def stranded(self, flight: Flight, decision: Decision, now: float) -> None:
-        """Nobody can take it, as was decided. One that was lost, or whose model crashed, is kept for a moment
-        by the origin: links and models come back."""
+        """Nobody can take it, as was decided. The origin keeps it for a moment where it was lost, its model
+        crashed, or somebody lives to whom there is no way: links and models come back."""
         heard = None if flight.refusal is None else flight.refusal.reason
         if flight.patient_until is None and flight.upstream is None:
             if Reason.ENGINE_FAILED in (heard, decision.reason):
                 flight.patient_until = now + MODEL_PATIENCE_S
-            elif flight.query.attempt or heard is Reason.PEER_LOST:
+            elif flight.query.attempt or heard is Reason.PEER_LOST or self._waits_for_a_way(decision):
                 flight.patient_until = now + ROUTE_PATIENCE_S
         if flight.patient_until is None or now >= flight.patient_until:
             return self._flights.give_up(flight, decision)
         flight.phase, flight.silent_at = Phase.STRANDED, now + _LOOK_S
         return self._flights.watch(flight)
+
+    def _waits_for_a_way(self, decision: Decision) -> bool:
+        return decision.reason in (Reason.NO_ROUTE, Reason.MODEL_NOT_FOUND) and bool(self._lost())
 
     def look_again(self, flight: Flight, now: float) -> None:
         """Send a stranded query out anew if somebody can take it by now, those too that were lost or refused

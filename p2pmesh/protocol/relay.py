@@ -8,7 +8,7 @@ knows nothing of members, records or models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from p2pmesh.config import Config
@@ -44,6 +44,7 @@ class Relay:
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
+        lost: Callable[[], Collection[PeerId]],
         can_embed: Callable[[], bool],
         deliver: Callable[[Deliver | Fail], None],
         answered: Callable[[Query, Ended], None],
@@ -61,7 +62,7 @@ class Relay:
         self._can_embed = can_embed
         self._out = out
         self._breakers = breakers
-        self._recovery = Recovery(me, config, self.flights, breakers, plan, self._route)
+        self._recovery = Recovery(me, config, self.flights, breakers, plan, lost, self._route)
 
     @property
     def retries(self) -> int:

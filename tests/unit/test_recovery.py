@@ -10,10 +10,11 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.messages import Line
 from p2pmesh.protocol.recovery import MODEL_PATIENCE_S, RETRY_SHARE, ROUTE_PATIENCE_S, RetryBudget
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Usage
-from p2pmesh.record import PeerId
-from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent
+from p2pmesh.record import PeerId, Version
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent, signed
 
 SLOW = replace(MODEL, decode_tps=1.0)
 """Nobody sends it a query that the other can take."""
@@ -214,6 +215,19 @@ def test_who_relays_keeps_nothing() -> None:
     bench.say(C, m.Forward(query(origin=C, path=(Hop(C, "c", ""),))))
     bench.handle(e.Disconnected(A))
     assert sent(bench.handle(e.Disconnected(B)), m.Refuse, C)
+
+
+def test_who_asks_when_the_only_way_is_gone_waits_for_another() -> None:
+    """It was refused in the moment in which ways were asked for (kills of relays, one query of 914)."""
+    bench = Bench(UNABLE)
+    bench.link(A, B, capability=UNABLE)
+    bench.say(A, m.Records((signed(C),)))
+    bench.say(A, m.Announce((Line(C, Version(1, 1), 1),)))
+    bench.handle(e.Disconnected(A))
+    effects = bench.ask()
+    assert not of(effects, e.Fail)
+    bench.say(B, m.Announce((Line(C, Version(1, 1), 1),)))
+    assert sent(bench.wait(0.3), m.Forward, B)
 
 
 def test_who_never_had_anybody_is_told_so_at_once() -> None:
