@@ -182,7 +182,7 @@ class Asking:
             if text:
                 stream.pieces += 1
                 self._say("piece", stream, text=text)
-            if end := choice["finish_reason"]:
+            if end := choice.get("finish_reason"):
                 resumed = way.get("resumed", [])
                 how = self._say("ended", stream, path=list(stream.path), resumed=resumed, finish=end)
         return how

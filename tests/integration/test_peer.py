@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from p2pmesh import (
+    Answer,
     AnswerInterrupted,
     BudgetSpent,
     Config,
@@ -253,30 +254,45 @@ async def test_a_full_queue_says_when_to_come_back():
 # -------------------------------------------------------------------- what dies
 
 
+def engine_pid(peer: Peer) -> int:
+    (pid,) = (row["pid"] for row in peer.status()["engines"] if row["name"] == "echo")
+    assert isinstance(pid, int)
+    return pid
+
+
 @pytest.mark.parametrize("remote", [False, True])
-async def test_a_model_killed_in_mid_answer_comes_back(remote: bool):
+async def test_a_model_killed_in_mid_answer_comes_back_and_goes_on_with_it(remote: bool):
+    words = " ".join(map(str, range(50)))
     peers = (ASKER, server(tokens_per_s=20.0)) if remote else (server(tokens_per_s=20.0),)
     async with cluster(*peers) as opened:
         asker, answerer = opened[0], opened[-1]
-        async with asker.stream("word " * 50) as answer:
+        async with asker.stream(words) as answer:
             async for _ in answer:
                 break
-            (pid,) = (row["pid"] for row in answerer.status()["engines"] if row["name"] == "echo")
-            os.kill(pid, signal.SIGKILL)
-            with pytest.raises(AnswerInterrupted) as caught:
-                await answer.whole()
-        assert caught.value.reason is Reason.ENGINE_FAILED
-        assert "killed by signal 9" in str(caught.value)
-        assert caught.value.partial == answer.text != ""
-
-        def back() -> bool:
-            row = answerer.status()["engines"][0]
-            return row["state"] == "ready" and row["pid"] not in (None, pid)
-
-        await until(back)
-        await until(lambda: any(model.slots for m in asker.members() for model in m.capability.models))
-        assert (await asker.ask("x y", options=Options(max_tokens=1))).text == "echo:"
+            os.kill(engine_pid(answerer), signal.SIGKILL)
+            await answer.whole()
+        assert answer.text == f"echo: {words}"
+        assert [hop.peer for hop in answer.resumed] == [answerer.id]
         assert answerer.status()["engines"][0]["restarts"] == 1
+
+
+async def test_an_answer_over_which_models_crash_again_and_again_ends():
+    killed: set[int] = set()
+    async with cluster(server(tokens_per_s=20.0)) as (peer,):
+
+        async def read_and_kill(answer: Answer) -> None:
+            async for _ in answer:
+                if (pid := engine_pid(peer)) not in killed:
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+        async with peer.stream("word " * 50) as answer:
+            with pytest.raises(AnswerInterrupted) as caught:
+                await read_and_kill(answer)
+    assert len(killed) == peer.config.relay.crashes_max
+    assert caught.value.reason is Reason.ENGINE_FAILED
+    assert "killed by signal 9" in str(caught.value)
+    assert caught.value.partial == answer.text != ""
 
 
 async def test_when_the_answering_model_is_killed_another_peer_goes_on():
@@ -287,8 +303,7 @@ async def test_when_the_answering_model_is_killed_another_peer_goes_on():
             async for _ in answer:
                 break
             first = a if busy(a) else b
-            (pid,) = (row["pid"] for row in first.status()["engines"] if row["name"] == "echo")
-            os.kill(pid, signal.SIGKILL)
+            os.kill(engine_pid(first), signal.SIGKILL)
             await answer.whole()
         assert answer.text == f"echo: {words}"
         assert answer.path[-1].name == ("b" if first is a else "a")
