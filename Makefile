@@ -21,8 +21,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: setup ## the heavy seeds, for a night
+soak: setup ## the heavy seeds and real faults, for a night
 	P2PMESH_SOAK=1000 $(BIN)/python -m pytest -q tests/simulation
+	$(BIN)/python -m benchmarks.chaos --scenario all --kills 200 --flips 1000
 
 docs: setup ## what is generated from the code
 	$(BIN)/python docs/generate.py

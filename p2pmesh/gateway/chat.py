@@ -29,6 +29,9 @@ _log = logging.getLogger("p2pmesh.gateway")
 _BODY_S = 30.0
 """Seconds a request's body may take to arrive. A guess: a megabyte over a poor line takes 10."""
 
+_CLOSE_S = 5.0
+"""Seconds the server has to be done with a response. Over HTTP/2 it waits for a client to make room."""
+
 
 def ask(peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> ChatReply:
     """Return the reply to a chat request. Raises BadRequest before anything was asked."""
@@ -73,8 +76,9 @@ class ChatReply:
         """Serve it."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_watch, receive, nursery.cancel_scope)
-                await self._answer(scope, receive, _unhindered(send))
+                ending = trio.Event()
+                nursery.start_soon(_watch, receive, nursery.cancel_scope, ending)
+                await self._answer(scope, receive, _marking(send, ending))
                 nursery.cancel_scope.cancel()
         finally:
             self._done()
@@ -148,22 +152,23 @@ class ChatReply:
         return models[0].name if len(models) == 1 else AUTO
 
 
-def _unhindered(send: Send) -> Send:
-    """Return `send`, whose last message is not cancelled: with that one the server says that the client is
-    gone, and then sees to the connection."""
+def _marking(send: Send, ending: trio.Event) -> Send:
+    """Return `send`, which sets `ending` before the last message of a response."""
 
     async def sent(message: Message) -> None:
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        with trio.CancelScope(shield=is_last):
-            await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            ending.set()
+        await send(message)
 
     return sent
 
 
-async def _watch(receive: Receive, scope: trio.CancelScope) -> None:
+async def _watch(receive: Receive, scope: trio.CancelScope, ending: trio.Event) -> None:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
+            if ending.is_set():  # the server says so of every response that has ended, and then sees to
+                await trio.sleep(_CLOSE_S)  # the connection, if the client lets it
             scope.cancel()
             return
 

@@ -40,9 +40,11 @@ class Answer:
     One task may iterate. What has not been read is kept, at most `max_tokens` of it.
     """
 
-    def __init__(self, query_id: QueryId, rate: Callable[[QueryId, float], bool]) -> None:
+    def __init__(self, query_id: QueryId, rate: Callable[[QueryId, float], bool], before: int = 0) -> None:
+        """`before` is how many characters its asker had of it before, from another peer."""
         self.id = query_id
         self._rate = rate
+        self._before = before
         self.text = ""
         """What has arrived so far."""
         self.logprobs: list[TokenLogprobs] = []
@@ -99,9 +101,10 @@ class Answer:
 
     def bookmark(self, seen: int | None = None) -> str:
         """Return what another peer is to be shown, with `Peer.claim`, for the rest of the answer, should this
-        one die: all that follows the first `seen` characters (None: those that have arrived). Empty where
-        nobody holds it."""
-        return f"{self.id}.{len(self.text) if seen is None else seen}.{self.holder}" if self.holder else ""
+        one die: all that follows the first `seen` characters of this one (None: those that have arrived).
+        Empty where nobody holds it."""
+        place = self._before + (len(self.text) if seen is None else seen)
+        return f"{self.id}.{place}.{self.holder}" if self.holder else ""
 
     async def begun(self) -> None:
         """Wait for the first piece or the end. Raises QueryError when it ended badly before any piece."""

@@ -151,12 +151,14 @@ class Peer:
         """
         held_id, seen, holder = read_bookmark(bookmark)
         query_id = QueryId(secrets.token_hex(16))
-        async with self._asking(e.Claimed(query_id, held_id, holder, seen), query_id) as answer:
+        async with self._asking(e.Claimed(query_id, held_id, holder, seen), query_id, seen) as answer:
             yield answer
 
     @asynccontextmanager
-    async def _asking(self, asked: e.Asked | e.Claimed, query_id: QueryId) -> AsyncIterator[Answer]:
-        answer = Answer(query_id, self.rate)
+    async def _asking(
+        self, asked: e.Asked | e.Claimed, query_id: QueryId, before: int = 0
+    ) -> AsyncIterator[Answer]:
+        answer = Answer(query_id, self.rate, before)
         self._streams += 1
         self._driver.ask(asked, answer.put)
         try:

@@ -56,11 +56,15 @@ class Flight:
     phase: Phase
     tried: tuple[PeerId, ...] = ()
     """Asked in this attempt, and refused."""
+    sent: bool = False
+    """Whether anybody was given it in this attempt."""
     downstream: PeerId | None = None
     silent_at: float = 0.0
     """When `downstream` counts as lost; of a stranded one, when it is looked again for somebody."""
-    patient_until: float | None = None
-    """Until when it may be stranded; None: it was not since it was last placed."""
+    stranded_at: float | None = None
+    """Since when it is stranded; None: it was not since it was last placed."""
+    patient_until: float = 0.0
+    """Until when it may be."""
     alive_at: float = 0.0
     """When `upstream` is due a sign of life."""
     index: int = 0
@@ -121,7 +125,7 @@ class Flight:
         """It goes out anew, under the next attempt number, with what there is of its answer."""
         attempt = self.query.attempt + 1
         self.query = replace(self.query, attempt=attempt, excluded=excluded, accepted=accepted)
-        self.tried, self.placed, self.tokens = tried, False, len(self.written)
+        self.tried, self.sent, self.placed, self.tokens = tried, False, False, len(self.written)
 
     @property
     def begun(self) -> bool:
@@ -306,7 +310,7 @@ class Flights:
         """It sits where it will be answered, by the model with `digest`."""
         flight.mixed = flight.mixed or (flight.index > 0 and digest != flight.digest)
         flight.placed, flight.path, flight.digest = True, path, digest
-        flight.patient_until = None
+        flight.stranded_at = None
         if flight.upstream is None:
             self._deliver(Deliver(flight.query.id, Placed(path, eta_s)))
         else:
@@ -315,6 +319,7 @@ class Flights:
 
     def pass_up(self, flight: Flight, chunk: Chunk, now: float) -> None:
         """The next piece of its answer."""
+        flight.mixed = flight.mixed or (not flight.placed and flight.index > 0)  # nobody told whose it is
         flight.index = chunk.index + 1
         if flight.upstream is None:
             flight.written.extend(chunk.tokens)

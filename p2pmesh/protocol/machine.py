@@ -69,7 +69,7 @@ class Machine:
         planning = self._planning = Planning(me, name, config, *parts, *asked)
         held = (self._holders, self._may_see, self._flight, self._reach, self._ask, self._cancel)
         self.backups = Backups(me, config, self._out, *held)
-        sending = (planning.plan, self._sent, self._reach, self.gossip.lost, self._can_embed)
+        sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed)
         asking = (*sending, self.backups.deliver, self._answered)
         self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)

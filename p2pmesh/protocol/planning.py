@@ -19,7 +19,17 @@ from p2pmesh.protocol.gossip import Gossip
 from p2pmesh.protocol.loads import Loads
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
-from p2pmesh.protocol.routing import Candidate, Decision, Estimates, Kind, Scored, choose, score, stranger
+from p2pmesh.protocol.routing import (
+    Candidate,
+    Decision,
+    Estimates,
+    Kind,
+    Scored,
+    choose,
+    score,
+    stranger,
+    why_not,
+)
 from p2pmesh.protocol.seeking import Seeking
 from p2pmesh.query import Query, QueryId
 from p2pmesh.record import Capability, PeerId
@@ -77,6 +87,12 @@ class Planning:
             if decision.kind is not Kind.REFUSE:
                 return decision
         return self._decide(query, tried, now)
+
+    def hopes(self, query: Query) -> bool:
+        """Return whether somebody lives who could serve it, and there is just now no way to him."""
+        known = [its for its in map(self._capability, self._gossip.lost()) if its is not None]
+        models = [(its, model) for its in known for model in its.models]
+        return any(why_not(query, its, model, self._config.routing) is None for its, model in models)
 
     def compare(self, query: Query, peer: PeerId, before: Backlog, now: float) -> tuple[Scored, float] | None:
         """Return what `query`, which waits here behind `before`, would be at `peer`, and the seconds of J

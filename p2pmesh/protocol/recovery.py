@@ -8,7 +8,7 @@ sent, and to whom, is `relay`'s business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
 from p2pmesh.config import Config
@@ -68,16 +68,17 @@ class Recovery:
         flights: Flights,
         breakers: Breakers,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
-        lost: Callable[[], Collection[PeerId]],
+        hopes: Callable[[Query], bool],
         route: Callable[[Flight, float], None],
     ) -> None:
-        """`plan` tells where a query would go, `lost` returns the living to whom there is no way just now,
-        and `route` sends a flight on its way anew, past those it was `tried` with."""
+        """`plan` tells where a query would go, `hopes` whether somebody lives who could serve it, and to
+        whom there is no way just now; `route` sends a flight on its way anew, past those it was `tried`
+        with."""
         self._me = me
         self._config, self._limits = config.relay, config.limits
         self._flights = flights
         self._breakers = breakers
-        self._plan, self._lost, self._route = plan, lost, route
+        self._plan, self._hopes, self._route = plan, hopes, route
         self.budget = RetryBudget()
         self.retries = 0
         """How often a query was sent anew since the start."""
@@ -94,30 +95,36 @@ class Recovery:
     def stranded(self, flight: Flight, decision: Decision, now: float) -> None:
         """Nobody can take it, as was decided. The origin keeps it for a moment where it was lost, its model
         crashed, or somebody lives to whom there is no way: links and models come back."""
-        heard = None if flight.refusal is None else flight.refusal.reason
-        if flight.patient_until is None and flight.upstream is None:
-            if Reason.ENGINE_FAILED in (heard, decision.reason):
-                flight.patient_until = now + MODEL_PATIENCE_S
-            elif flight.query.attempt or heard is Reason.PEER_LOST or self._waits_for_a_way(decision):
-                flight.patient_until = now + ROUTE_PATIENCE_S
-        if flight.patient_until is None or now >= flight.patient_until:
+        patience_s = self._patience_s(flight, decision) if flight.upstream is None else 0.0
+        if flight.stranded_at is None:
+            flight.stranded_at = now
+        flight.patient_until = flight.stranded_at + patience_s
+        if now >= flight.patient_until:
             return self._flights.give_up(flight, decision)
         flight.phase, flight.silent_at = Phase.STRANDED, now + _LOOK_S
         return self._flights.watch(flight)
 
-    def _waits_for_a_way(self, decision: Decision) -> bool:
-        return decision.reason in (Reason.NO_ROUTE, Reason.MODEL_NOT_FOUND) and bool(self._lost())
+    def _patience_s(self, flight: Flight, decision: Decision) -> float:
+        heard = None if flight.refusal is None else flight.refusal.reason
+        if flight.sent and flight.query.attempt + 1 >= self._config.attempts_max:
+            return 0.0  # it could not be sent anyway
+        if Reason.ENGINE_FAILED in (heard, decision.reason):
+            return MODEL_PATIENCE_S
+        if flight.query.attempt or heard is Reason.PEER_LOST:
+            return ROUTE_PATIENCE_S
+        helpless = decision.reason in (Reason.NO_ROUTE, Reason.MODEL_NOT_FOUND)
+        return ROUTE_PATIENCE_S if helpless and self._hopes(flight.query) else 0.0
 
     def look_again(self, flight: Flight, now: float) -> None:
         """Send a stranded query out anew if somebody can take it by now, those too that were lost or refused
         before: they may have come back."""
         query = replace(flight.query, excluded=(), budget_s=max(0.0, flight.deadline - now))
         decision = self._plan(query, (), now)
-        assert flight.patient_until is not None, "a stranded flight has its patience"
-        patient = now < flight.patient_until and query.attempt + 1 < self._config.attempts_max
-        if decision.kind is Kind.REFUSE or not patient:
+        if decision.kind is Kind.REFUSE or now >= flight.patient_until:
             return self.stranded(flight, decision, now)
-        flight.begin_again((), (), flight.accepted())
+        if flight.sent:
+            flight.begin_again((), (), flight.accepted())
+        flight.query, flight.tried = replace(flight.query, excluded=()), ()
         return self._anew(flight, now)
 
     def refused(self, flight: Flight, peer: PeerId, now: float) -> None:

@@ -8,7 +8,7 @@ knows nothing of members, records or models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
 from p2pmesh.config import Config
@@ -44,7 +44,7 @@ class Relay:
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
-        lost: Callable[[], Collection[PeerId]],
+        hopes: Callable[[Query], bool],
         can_embed: Callable[[], bool],
         deliver: Callable[[Deliver | Fail], None],
         answered: Callable[[Query, Ended], None],
@@ -62,7 +62,7 @@ class Relay:
         self._can_embed = can_embed
         self._out = out
         self._breakers = breakers
-        self._recovery = Recovery(me, config, self.flights, breakers, plan, lost, self._route)
+        self._recovery = Recovery(me, config, self.flights, breakers, plan, hopes, self._route)
 
     @property
     def retries(self) -> int:
@@ -113,12 +113,15 @@ class Relay:
         """A peer passes a query to us. It is answered in any case."""
         old = self.flights.get(query.id)
         visited = any(hop.peer == self.me for hop in query.path) or self.flights.was_seen(query)
-        if visited or (old is not None and (old.upstream is None or old.query.attempt >= query.attempt)):
+        if old is not None and (old.upstream is None or old.query.origin != query.origin):
+            visited = True  # nobody else's attempt
+        if visited or (old is not None and old.query.attempt >= query.attempt):
             self.flights.refuse(peer, query, Reason.VISITED, "seen before")
             return
         if old is not None:  # a newer attempt fences off the older
             self._stop_work(old)
-            self.flights.end_badly(old, Reason.CANCELLED, "a newer attempt came")
+            # Who forged it ends no answer: whoever still waits for the older one starts again.
+            self.flights.end_badly(old, Reason.PEER_LOST, "a newer attempt came")
         if len(self.flights) >= self._config.flights_max:
             wait = max(1.0, self._local.remaining_s(now))
             self.flights.refuse(peer, query, Reason.OVERLOADED, "too many queries are in flight here", wait)
@@ -379,7 +382,8 @@ class Relay:
 
     def _send_onward(self, flight: Flight, peer: PeerId, now: float) -> None:
         assert flight.onward is not None, "a flight that was offered has something to send"
-        flight.phase, flight.silent_at = Phase.OFFERED, now + self._config.accept_timeout_s
+        flight.phase, flight.sent = Phase.OFFERED, True
+        flight.silent_at = now + self._config.accept_timeout_s
         self.flights.watch(flight)
         self._out.append(Send(peer, flight.onward))
         flight.onward = None
@@ -402,7 +406,7 @@ class Relay:
             self._recovery.elsewhere(flight, chosen.peer, now)
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
-        flight.phase, flight.downstream = Phase.LOCAL, None
+        flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None
         self._breakers.sent(self.me, now)
         eta = self._local.submit(flight.query, chosen.model, now)
         if eta is None:
