@@ -1,9 +1,9 @@
 """An answer outlives the peer it was asked at: another one holds the question, and all that came of it.
 
 Three parts, of one answer each played by a peer of its own: who asks lets another hold it, and gives nothing
-to the asker that is not held yet; who holds it tells nobody but the one who comes for it; who comes for it
-goes on where the asker's text broke off. It knows queries and answers; who may hold one, and how a query is
-sent on its way, it is told.
+to the asker that is not held yet; who holds it (`holding`) tells nobody but the one who comes for it; who
+comes for it goes on where the asker's text broke off. It knows queries and answers; who may hold one, and how
+a query is sent on its way, it is told.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.events import Claimed, Deliver, Effect, Fail, Guarded, Placed, Send
 from p2pmesh.protocol.flight import Flight
+from p2pmesh.protocol.holding import Holding
 from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
-from p2pmesh.query import Accepted, Chunk, Ended, Query, QueryId, Resume
+from p2pmesh.query import Chunk, Ended, Query, QueryId, Resume
 from p2pmesh.record import NOBODY, PeerId
 
 _ACK_S = 0.5
@@ -35,14 +36,8 @@ _SILENT_S = 10.0
 holds waits for it. A guess: by then the membership knows."""
 _HOLDERS_MAX = 3
 """Holders tried for one query. Then it goes on without: the asker has waited long enough."""
-_KEPT_S = 60.0
-"""Seconds for which an answer is held once it is whole, or its time is over. A guess: a client that lost its
-connection comes back within seconds."""
 _CLAIM_S = 5.0
 """Seconds in which a holder must hand over what it holds. A guess: a dial and two round trips."""
-HELD_MAX = 256
-"""Most answers held for others; of more, those that are whole go first. A guess: with
-`limits.prompt_bytes_max` and `accepted_bytes_max`, 50 MB at worst."""
 
 
 @dataclass
@@ -59,6 +54,8 @@ class _Mine:
     acked: int = -1
     """Chunks that it holds, and one more for the end; -1: it has not said anything yet."""
     chunks: int = 0
+    size: int = 0
+    """Bytes of the answer's text."""
     due: float = math.inf
     """When the holder must have said that it holds all."""
     waiting: deque[tuple[int, float, Deliver | Fail]] = field(default_factory=deque)
@@ -69,22 +66,6 @@ class _Mine:
         """Whether the last of it waits to be given."""
         last = self.waiting[-1][2] if self.waiting else None
         return isinstance(last, Fail) or (last is not None and isinstance(last.item, Ended))
-
-
-@dataclass
-class _Held:
-    """An answer of another's that we hold."""
-
-    owner: PeerId
-    query: Query
-    since: float
-    until: float
-    tokens: list[int]
-    text: list[str]
-    size: int
-    chunks: int
-    digest: str
-    ended: Ended | None = None
 
 
 @dataclass
@@ -113,20 +94,22 @@ class Backups:
         """`holders` returns the links that may see a zone, `flight` a query in flight here; `ask` and
         `cancel` do so for somebody at this peer; `reach` as in `relay`."""
         self._me = me
+        self.holding = Holding(me, config, out, may_see)
         self._bytes_max = config.limits.accepted_bytes_max
         self._out = out
-        self._holders, self._may_see, self._flight = holders, may_see, flight
+        self._holders, self._flight = holders, flight
         self._reach, self._ask, self._cancel = reach, ask, cancel
         self._mine: dict[QueryId, _Mine] = {}
-        self._held: dict[QueryId, _Held] = {}
         self._wanted: dict[QueryId, _Wanted] = {}
-        self._settled: deque[tuple[PeerId, QueryId]] = deque(maxlen=HELD_MAX)
-        """What is not to be held here any more, and for whom: a late copy of the question would make an empty
-        answer of it."""
         self._silent: dict[PeerId, float] = {}
         """Who said nothing, and until when that is held against him."""
-        self.deadline = math.inf
+        self._due = math.inf
         self._now = 0.0
+
+    @property
+    def deadline(self) -> float:
+        """When `advance` has something to do next."""
+        return min(self._due, self.holding.deadline)
 
     def received(
         self, peer: PeerId, message: Keep | Copy | Kept | Settle | Claim | Legacy, now: float
@@ -134,15 +117,15 @@ class Backups:
         """A peer that plays one of the other two says something."""
         match message:
             case Keep():
-                self._on_keep(peer, message, now)
+                self.holding.keep(peer, message, now)
             case Copy():
-                self._on_copy(peer, message)
+                self.holding.copy(peer, message)
             case Kept():
                 self._on_kept(peer, message, now)
             case Settle():
                 self._on_settle(peer, message, now)
             case Claim():
-                self._on_claim(peer, message, now)
+                self.holding.claim(peer, message, now)
             case Legacy():
                 self._on_legacy(peer, message, now)
             case _:
@@ -153,14 +136,15 @@ class Backups:
     def guard(self, query: Query, now: float) -> None:
         """Let another peer hold `query`, which somebody asks here, and its answer."""
         mine = self._mine[query.id] = _Mine(replace(query, vector=None, space=""), now + query.budget_s)
+        if query.accepted is not None:
+            mine.chunks, mine.size = query.accepted.chunks, len(query.accepted.text.encode())
         self._next_holder(mine, now)
 
     def deliver(self, effect: Deliver | Fail) -> None:
         """Give the asker the next thing, as soon as it is held elsewhere what he has by then."""
         mine = self._mine.get(effect.query_id)
         if mine is None:
-            self._out.append(effect)
-            return
+            return self._out.append(effect)
         held = mine.chunks
         if isinstance(effect, Fail):
             if effect.reason is not Reason.PEER_LOST:  # which alone another peer may make good
@@ -168,6 +152,11 @@ class Backups:
                 mine.holder = NOBODY
         elif isinstance(effect.item, Chunk):
             held = mine.chunks = effect.item.index + 1
+            mine.size += len(effect.item.text.encode())
+            if mine.size > self._bytes_max:  # so long an answer cannot travel: it goes on unheld
+                self._send(mine, Settle(mine.query.id, None))
+                self._unheld(mine, mine.acked >= 0)
+                return self._out.append(effect)
             flight = self._flight(mine.query.id)
             digest = "" if flight is None or flight.mixed else flight.digest
             self._send(mine, Copy(replace(effect.item, logprobs=()), digest))
@@ -178,6 +167,7 @@ class Backups:
         self._flush(mine)
         if mine.waiting and mine.due == math.inf:
             self._watch(mine, self._now)
+        return None
 
     def cancelled(self, query_id: QueryId) -> None:
         """Nobody waits for it any more."""
@@ -224,7 +214,13 @@ class Backups:
             mine.holder = min(left, key=lambda peer: blake2b(f"{mine.query.id} {peer}".encode()).digest())
             mine.tried = (*mine.tried, mine.holder)
             self._let_hold(mine, now)
-            return
+        else:
+            self._unheld(mine, told)
+
+    def _unheld(self, mine: _Mine, told: bool) -> None:
+        """Nobody holds it from here on, and the asker, if he was told of a holder, is told that: he gets all
+        there is."""
+        mine.holder = NOBODY
         if told:
             self._out.append(Deliver(mine.query.id, Guarded(NOBODY)))
         self._flush(mine)
@@ -250,71 +246,13 @@ class Backups:
     def _watch(self, mine: _Mine, now: float) -> None:
         patience_s = _ACK_S if mine.acked >= 0 else _FIRST_ACK_S * 2.0 ** (len(mine.tried) - 1)
         mine.due = min(now + patience_s, mine.deadline)
-        self.deadline = min(self.deadline, mine.due)
+        self._due = min(self._due, mine.due)
 
-    # -- who holds ------------------------------------------------------------------------------------
-
-    def _on_keep(self, peer: PeerId, message: Keep, now: float) -> None:
-        """Hold a query of `peer`'s, and what there is of its answer. Silence says that there is no room."""
-        query = message.query
-        old = self._held.get(query.id)
-        if query.origin != peer or (old is not None and old.owner != peer):
-            return
-        if (peer, query.id) in self._settled:
-            return
-        if old is None and len(self._held) >= HELD_MAX:
-            whole = next((i for i, held in self._held.items() if held.ended is not None), None)
-            if whole is None:
-                return
-            del self._held[whole]
-        got = query.accepted or Accepted((), "", 0)
-        if old is not None and old.chunks >= got.chunks:  # it was under way for long, or came twice
-            self._out.append(Send(peer, Kept(query.id, old.chunks + (old.ended is not None))))
-            return
-        until = now + query.budget_s + _KEPT_S
-        self._held[query.id] = _Held(
-            peer,
-            query,
-            now,
-            until,
-            list(got.tokens),
-            [got.text],
-            len(got.text.encode()),
-            got.chunks,
-            got.digest,
-        )
-        self.deadline = min(self.deadline, until)
-        self._out.append(Send(peer, Kept(query.id, got.chunks)))
-
-    def _on_copy(self, peer: PeerId, message: Copy) -> None:
-        """The next piece of an answer that is held here."""
-        chunk = message.chunk
-        held = self._held.get(chunk.query_id)
-        if held is None or held.owner != peer or chunk.index != held.chunks:
-            return
-        held.size += len(chunk.text.encode())
-        if (
-            held.size > self._bytes_max
-            or len(held.tokens) + len(chunk.tokens) > held.query.options.max_tokens
-        ):
-            del self._held[chunk.query_id]  # so long an answer cannot be gone on with
-            return
-        held.tokens.extend(chunk.tokens)
-        held.text.append(chunk.text)
-        held.chunks, held.digest = chunk.index + 1, message.digest
-        self._out.append(Send(peer, Kept(chunk.query_id, held.chunks)))
+    # -- what is over ----------------------------------------------------------------------------------
 
     def _on_settle(self, peer: PeerId, message: Settle, now: float) -> None:
         """It is over; or it is not held where it was looked for; or somebody else has come for it."""
-        held = self._held.get(message.query_id)
-        if held is not None and held.owner == peer:
-            if message.ended is None:
-                del self._held[message.query_id]
-                self._settled.append((peer, message.query_id))
-            elif message.chunks == held.chunks:
-                held.ended, held.until = message.ended, now + _KEPT_S
-                self.deadline = min(self.deadline, held.until)
-                self._out.append(Send(peer, Kept(message.query_id, held.chunks + 1)))
+        if self.holding.settle(peer, message, now):
             return None
         mine = self._mine.get(message.query_id)
         if mine is not None and mine.holder == peer:
@@ -326,38 +264,18 @@ class Backups:
         for wanted in [w for w in self._wanted.values() if w.event.holder == peer]:
             if wanted.event.held_id == message.query_id:
                 return self._not_found(wanted)
-        return self._settled.append((peer, message.query_id))
-
-    def _on_claim(self, peer: PeerId, message: Claim, now: float) -> None:
-        """Somebody has come for an answer at `peer`."""
-        held = self._held.get(message.query_id)
-        if held is None or not self._may_see(peer, held.query.zone):
-            self._out.append(Send(peer, Settle(message.query_id, None)))
-            return
-        self._out.append(Send(peer, self._hand_over(held, now)))
-
-    def _hand_over(self, held: _Held, now: float) -> Legacy:
-        query = held.query
-        del self._held[query.id]
-        self._settled.append((held.owner, query.id))
-        if held.ended is None and held.owner != self._me:
-            self._out.append(Send(held.owner, Settle(query.id, None)))
-        left_s = max(0.0, query.budget_s - (now - held.since))
-        got = Accepted(tuple(held.tokens), "".join(held.text), held.chunks, held.digest)
-        return Legacy(replace(query, budget_s=left_s, accepted=got if held.chunks else None), held.ended)
+        return self.holding.never(peer, message.query_id)
 
     # -- who comes for it -----------------------------------------------------------------------------
 
     def claimed(self, event: Claimed, now: float) -> None:
         """Somebody here comes for an answer that was begun elsewhere."""
         wanted = _Wanted(event, now + _CLAIM_S)
-        held = self._held.get(event.held_id)
         if event.holder == self._me:
-            if held is None:
-                return self._not_found(wanted)
-            return self._go_on(event, self._hand_over(held, now), now)
+            legacy = self.holding.take(event.held_id, now)
+            return self._not_found(wanted) if legacy is None else self._go_on(event, legacy, now)
         self._wanted[event.query_id] = wanted
-        self.deadline = min(self.deadline, wanted.due)
+        self._due = min(self._due, wanted.due)
         linked = self._reach(event.holder, ())
         if linked:
             self._out.append(Send(event.holder, Claim(event.held_id)))
@@ -413,17 +331,23 @@ class Backups:
         for wanted in [wanted for wanted in self._wanted.values() if wanted.event.holder == peer]:
             self._not_found(wanted)
 
+    def excuse(self, seconds: float) -> None:
+        """This peer was away for `seconds`, and who was silent meanwhile may have spoken to deaf ears."""
+        for mine in self._mine.values():
+            mine.due = min(mine.due + seconds, max(mine.due, mine.deadline))
+            mine.waiting = deque((held, since + seconds, effect) for held, since, effect in mine.waiting)
+        for wanted in self._wanted.values():
+            wanted.due += seconds
+
     def advance(self, now: float) -> None:
         """Do what is due."""
         self._now = now
-        if now < self.deadline:
+        self.holding.advance(now)
+        if now < self._due:
             return
         for mine in [mine for mine in self._mine.values() if mine.due <= now]:
             self._unheard(mine, now)
-        for query_id in [query_id for query_id, held in self._held.items() if held.until <= now]:
-            del self._held[query_id]
         for wanted in [wanted for wanted in self._wanted.values() if wanted.due <= now]:
             self._not_found(wanted)
-        dues = [mine.due for mine in self._mine.values()]
-        dues += [held.until for held in self._held.values()]
-        self.deadline = min([*dues, *(wanted.due for wanted in self._wanted.values())], default=math.inf)
+        dues = [mine.due for mine in self._mine.values()] + [w.due for w in self._wanted.values()]
+        self._due = min(dues, default=math.inf)

@@ -99,6 +99,7 @@ class Machine:
         if late > _AWAY_S:
             self.relay.excuse(late)
             self.membership.excuse(late)
+            self.backups.excuse(late)
         self._now = now
         self.relay.advance(now)
         self.backups.advance(now)

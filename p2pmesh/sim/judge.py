@@ -25,7 +25,7 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.backups import HELD_MAX
+from p2pmesh.protocol.holding import HELD_MAX
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume
@@ -303,7 +303,7 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
         ("waiting jobs", relay.waiting_max, lambda m: m._local._waiting),
         ("conversations", limits.models_max * CONVERSATIONS_MAX, lambda m: m._local._held),
         ("breakers", members.members_max, lambda m: m._breakers._table),
-        ("answers held for others", HELD_MAX, lambda m: m.backups._held),
+        ("answers held for others", HELD_MAX, lambda m: m.backups.holding._held),
         ("answers held elsewhere", relay.flights_max, lambda m: m.backups._mine),
         ("pieces not reckoned with", 0, lambda m: m._local._pieces),
     )

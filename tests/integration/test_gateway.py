@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import h2.connection
 import h2.events
+import h2.settings
 import httpx
 import openai
 import pytest
@@ -335,13 +336,9 @@ async def test_a_client_that_breaks_its_connection_breaks_no_other(caplog: pytes
         await it.working()
         speaks = h2.connection.H2Connection()
         speaks.initiate_connection()
-        names = (":method", "POST"), (":path", "/nowhere"), (":scheme", "http"), (":authority", "localhost")
-        speaks.send_headers(1, names)
+        speaks.send_headers(1, [(":path", "/nowhere"), *H2_POST])
         await rude.send_all(speaks.data_to_send())
-        answered = False
-        while not answered:
-            told = speaks.receive_data(await rude.receive_some())
-            answered = any(isinstance(event, h2.events.StreamEnded) for event in told)
+        await until_told(rude, speaks, h2.events.StreamEnded)
         speaks.send_data(1, b"and another thing")
         await rude.send_all(speaks.data_to_send())
         while "an HTTP connection failed" not in caplog.text:  # noqa: ASYNC110
@@ -350,6 +347,35 @@ async def test_a_client_that_breaks_its_connection_breaks_no_other(caplog: pytes
         while b"data: [DONE]" not in text:
             text += await streaming.receive_some()
         assert (await it.chat()).status_code == 200
+
+
+H2_POST = ((":method", "POST"), (":scheme", "http"), (":authority", "localhost"))
+
+
+async def until_told(stream: trio.SocketStream, speaks: h2.connection.H2Connection, what: type) -> None:
+    """Read until the server has said something of this kind."""
+    told: list[h2.events.Event] = []
+    while not any(isinstance(event, what) for event in told):
+        told = speaks.receive_data(await stream.receive_some())
+
+
+@pytest.mark.parametrize("goes_away", [False, True])
+async def test_a_client_that_never_makes_room_for_the_end_holds_up_nothing(goes_away: bool):
+    """Over HTTP/2 the server waits for room before the end of a response is sent."""
+    async with door() as it:
+        client = await it.socket()
+        speaks = h2.connection.H2Connection()
+        speaks.initiate_connection()
+        speaks.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        speaks.send_headers(1, [(":path", "/v1/chat/completions"), *H2_POST])
+        speaks.send_data(1, json.dumps(body()).encode(), end_stream=True)
+        await client.send_all(speaks.data_to_send())
+        await until_told(client, speaks, h2.events.ResponseReceived)
+        if goes_away:
+            await client.aclose()
+            while it.peers[0]._streams:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+    await client.aclose()
 
 
 async def test_a_peer_that_ends_does_not_wait_for_its_answers():

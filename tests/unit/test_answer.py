@@ -9,7 +9,7 @@ import trio
 
 from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
 from p2pmesh.peer.answer import Answer
-from p2pmesh.protocol.events import Deliver, Fail, Placed
+from p2pmesh.protocol.events import Deliver, Fail, Guarded, Placed
 from p2pmesh.query import Chunk, Ended, Hop, QueryId, Usage
 from p2pmesh.record import PeerId
 
@@ -131,3 +131,12 @@ async def test_a_rating_goes_to_its_peer():
     said = []
     Answer(Q, lambda *rating: said.append(rating)).rate(0.5)
     assert said == [(Q, 0.5)]
+
+
+async def test_a_bookmark_counts_what_was_had_before_from_another_peer():
+    """Who came for the rest twice got a part of it twice."""
+    answer = Answer(Q, unrated, before=4)
+    answer.put(Deliver(Q, Guarded(PeerId("b"))))
+    answer.put(piece(0, "two "))
+    assert answer.bookmark() == "q.8.b"
+    assert answer.bookmark(1) == "q.5.b"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from p2pmesh.config import Config, Limits
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
@@ -43,8 +44,8 @@ def texts(effects: list[e.Effect]) -> str:
 class Guarded(Bench):
     """A peer with a model that was asked a query to be held elsewhere, linked to some without one."""
 
-    def __init__(self, *links: PeerId, asked: Query = ASKED) -> None:
-        super().__init__()
+    def __init__(self, *links: PeerId, asked: Query = ASKED, config: Config | None = None) -> None:
+        super().__init__(config=config)
         self.link(*links, capability=UNABLE)
         self.begun = self.handle(e.Asked(asked, guarded=True))
 
@@ -163,6 +164,46 @@ def test_a_holder_that_is_ever_later_is_replaced() -> None:
     assert replaced is not None
     assert replaced * 0.05 <= 2.0
     assert read < replaced
+
+
+def test_an_answer_too_long_to_travel_goes_on_unheld_and_nobody_is_blamed() -> None:
+    """It was sent to one after the other, none could take it, and each was blamed."""
+    bench = Guarded(A, B, config=Config(limits=Limits(accepted_bytes_max=5)))
+    holder = bench.holder(bench.begun)
+    bench.say(holder, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    bench.handle(wrote(1))
+    effects = bench.handle(wrote(2))
+    assert texts(effects) == "0 1 2 "
+    assert e.Guarded(NOBODY) in delivered(effects)
+    assert sent(effects, m.Settle, holder) == [m.Settle(ID, None)]
+    assert texts(bench.handle(wrote(3))) == "3 "
+    assert not bench.machine.backups._silent
+
+
+def test_who_was_away_himself_blames_no_holder() -> None:
+    bench = Guarded(A, B)
+    holder = bench.holder(bench.begun)
+    bench.now += 5.0  # stopped, and what the holder said waits
+    effects = bench.say(holder, m.Kept(ID, 0))
+    assert e.Guarded(holder) in delivered(effects)
+    assert not sent(effects, m.Keep)
+
+
+def test_who_was_away_himself_gets_what_he_came_for() -> None:
+    bench, _ = claimant()
+    bench.now += 9.0
+    assert texts(bench.say(B, m.Legacy(HELD))) == "1 "
+
+
+def test_what_is_claimed_is_counted_on() -> None:
+    """The end of one that was over at once was said to be of no pieces."""
+    bench, _ = claimant()
+    bench.link(C, capability=UNABLE)
+    effects = bench.say(B, m.Legacy(HELD))
+    bench.say(next(s.peer for s in of(effects, e.Send) if isinstance(s.message, m.Keep)), m.Kept(NEW, 2))
+    effects = bench.handle(e.Finished(NEW, 1, Usage(1, 2), "stop"))
+    assert [settle.chunks for settle in sent(effects, m.Settle) if settle.ended is not None] == [2]
 
 
 def test_who_said_nothing_is_not_chosen_again_for_a_while() -> None:
@@ -365,15 +406,51 @@ def test_more_tokens_than_were_asked_for_are_not_held() -> None:
     assert not sent(bench.say(A, m.Copy(chunk(2))), m.Kept)
 
 
-def test_only_so_many_are_held_and_whole_ones_make_room() -> None:
+def crowded(*owners: PeerId, each: int) -> Bench:
+    """A peer that holds so many for each of those."""
     bench = Bench(UNABLE)
-    bench.link(A, capability=UNABLE)
-    for number in range(256):
-        assert sent(bench.say(A, m.Keep(query(number, origin=A))), m.Kept)
-    assert not sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    bench.link(A, B, C, capability=UNABLE)
+    for number, owner in enumerate([owner for owner in owners for _ in range(each)]):
+        assert sent(bench.say(owner, m.Keep(query(number, origin=owner))), m.Kept)
+    return bench
+
+
+def test_only_so_many_are_held_and_whole_ones_make_room() -> None:
+    bench = crowded(A, B, each=128)
+    assert not sent(bench.say(C, m.Keep(query(256, origin=C))), m.Kept)
     bench.say(A, m.Settle(query(7).id, ENDED, 0))
-    assert sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    assert sent(bench.say(C, m.Keep(query(256, origin=C))), m.Kept)
     assert not sent(bench.say(A, m.Claim(query(7).id)), m.Legacy)
+
+
+def test_nobody_takes_the_places_of_all_others_nor_their_whole_answers() -> None:
+    bench = crowded(B, A, each=128)
+    bench.say(B, m.Settle(query(7).id, ENDED, 0))
+    assert not sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    bench.say(A, m.Settle(query(200).id, ENDED, 0))
+    assert sent(bench.say(A, m.Keep(query(256, origin=A))), m.Kept)
+    assert sent(bench.say(B, m.Claim(query(7).id)), m.Legacy)
+
+
+def test_a_query_that_claims_to_have_for_ever_is_held_no_longer_than_others() -> None:
+    bench = Holder(asked=replace(HERS, budget_s=1e6))
+    bench.handle(e.Disconnected(A))
+    bench.wait(bench.config.relay.budget_max_s + 61.0)
+    bench.link(B, capability=UNABLE)
+    assert not sent(bench.say(B, m.Claim(ID)), m.Legacy)
+
+
+def test_a_piece_of_nothing_is_not_held() -> None:
+    bench = Holder()
+    assert not sent(bench.say(A, m.Copy(Chunk(ID, 0, 2, (), ""))), m.Kept)
+
+
+def test_a_whole_answer_is_given_to_who_comes_again() -> None:
+    """His connection may break again; one that is not whole goes on at one place alone."""
+    bench = Holder()
+    bench.say(A, m.Settle(ID, ENDED, 2))
+    for _ in range(2):
+        assert sent(bench.say(B, m.Claim(ID)), m.Legacy, B)
 
 
 # -- who comes for it ---------------------------------------------------------------------------------
