@@ -19,6 +19,11 @@ from p2pmesh.peer import state
 TIMEOUT_S = 150.0
 """Seconds to wait for a byte: longer than any query's budget."""
 
+_STALL_S = 20.0
+"""Seconds without a byte amid an answer after which another peer is asked for the rest, where one was named:
+longer than the mesh takes for a new writer, 10 s for a model that crashed, some five for a frozen peer."""
+_ELSEWHERE = frozenset({"peer_lost", "mesh_overloaded", "no_route", "model_not_found", "engine_failed"})
+"""Errors before an answer has begun that another peer may not have."""
 
 STOP_S = 30.0
 """Seconds a peer has to end."""
@@ -77,18 +82,19 @@ def wait_gone(base: str, own_directory: bool, directory: str, grace_s: float = 0
 
 
 def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each server-sent event of the answer, as the first of `bases` gives it; should that one be gone,
-    or die amid the answer, what follows as the next gives it.
+    """Yield each server-sent event of the answer, as the first of `bases` gives it; should that one be gone
+    or unable, or die or fall silent amid the answer, what follows as the next gives it.
 
     Raises as `call` does, and Unsuccessful for an error event or a stream that is cut."""
     mark = ""
     for number, base in enumerate(bases):
-        begun, place = False, mark
+        begun, place, last = False, mark, number + 1 == len(bases)
+        stall_s = TIMEOUT_S if last else _STALL_S
         try:
             with (
-                _response(base, "GET", "/mesh/v1/answers", None, {"last-event-id": mark})
+                _response(base, "GET", "/mesh/v1/answers", None, {"last-event-id": mark}, stall_s)
                 if mark
-                else _response(base, "POST", path, body)
+                else _response(base, "POST", path, body, stall_s=stall_s)
             ) as response:
                 for line in response:
                     text = line.decode("utf-8").strip()
@@ -103,8 +109,9 @@ def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[di
                         yield event
                 raise Unsuccessful("the answer was cut off", "peer_lost")
         except (NoPeer, Unsuccessful) as exc:
-            lost = isinstance(exc, NoPeer) or exc.code == "peer_lost"
-            if number + 1 == len(bases) or not lost or (begun and not mark):
+            code = "peer_lost" if isinstance(exc, NoPeer) else exc.code
+            lost = code == "peer_lost" or (not begun and not mark and code in _ELSEWHERE)
+            if last or not lost or (begun and not mark):
                 raise
 
 
@@ -115,6 +122,7 @@ def _response(
     path: str,
     body: dict[str, Any] | None,
     headers: dict[str, str] | None = None,
+    stall_s: float = TIMEOUT_S,
 ) -> Iterator[http.client.HTTPResponse]:
     try:
         where = urlsplit(base if "//" in base else f"//{base}")
@@ -124,7 +132,9 @@ def _response(
         with closing(connection):
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+            wire = connection.sock
             with connection.getresponse() as response:
+                wire.settimeout(stall_s)  # from the first byte of an answer on
                 if response.status >= 400:
                     _check(json.loads(response.read()))
                 yield response

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
+from p2pmesh.cli import client
 from p2pmesh.cli.main import main
 from p2pmesh.cli.up import _config, up
 
@@ -28,6 +30,9 @@ class Peer:
 
     def __init__(self) -> None:
         self.status, self.body, self.asked = 200, b"", b""
+        self.thaw = threading.Event()
+        """It says nothing more, and does not hang up, until this is set."""
+        self.thaw.set()
         peer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -39,6 +44,7 @@ class Peer:
                 self.send_response(peer.status)
                 self.end_headers()
                 self.wfile.write(peer.body)
+                peer.thaw.wait()
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -53,15 +59,30 @@ class Peer:
         self.status, self.body = status, json.dumps({"error": {"message": message, "code": code}}).encode()
 
 
-@pytest.fixture
-def peer() -> Iterator[Peer]:
+@contextmanager
+def serving_peer() -> Iterator[Peer]:
     found = Peer()
     serving = threading.Thread(target=found.server.serve_forever, args=(0.01,))
     serving.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    serving.join()
+    try:
+        yield found
+    finally:
+        found.thaw.set()
+        found.server.shutdown()
+        found.server.server_close()
+        serving.join()
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with serving_peer() as found:
+        yield found
+
+
+@pytest.fixture
+def other() -> Iterator[Peer]:
+    with serving_peer() as found:
+        yield found
 
 
 def event(text: str = "", **more: Any) -> dict[str, Any]:
@@ -148,6 +169,28 @@ def test_an_answer_that_breaks_off_ends_its_line_and_says_why(peer: Peer):
     peer.says(event("half", **WAY), end="")
     result = run("ask", "x", "--url", peer.url)
     assert (result.exit_code, result.stderr) == (1, "p2pmesh: the answer was cut off\n")
+
+
+@pytest.mark.parametrize("code", ["mesh_overloaded", "no_route", "engine_failed"])
+def test_where_one_peer_cannot_the_next_that_was_named_is_asked(peer: Peer, other: Peer, code: str):
+    peer.fails(503, code)
+    other.says(event("whole", **WAY))
+    assert run("ask", "x", "--url", peer.url, "--url", other.url).stdout == "whole\n"
+    peer.fails(400, "invalid_request")
+    assert run("ask", "x", "--url", peer.url, "--url", other.url).exit_code == 1
+
+
+def test_one_that_falls_silent_amid_an_answer_is_left_for_the_next(
+    peer: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
+):
+    """A machine that is frozen or unplugged closes nothing."""
+    monkeypatch.setattr(client, "_STALL_S", 0.1)
+    peer.says(event("half ", **WAY), end="")
+    peer.body = b"id: mark\n" + peer.body
+    peer.thaw.clear()
+    other.says(event("and half", **WAY))
+    result = run("ask", "x", "--url", peer.url, "--url", other.url)
+    assert (result.exit_code, result.stdout) == (0, "half and half\n")
 
 
 def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer):
