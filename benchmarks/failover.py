@@ -102,10 +102,8 @@ async def open_router(rival: Rival, workers: Sequence[str], folder: Path, path: 
     command = rival(port, workers, folder)
     executable = shutil.which(command[0], path=path)
     assert executable is not None, "an arm that is not installed is left out"
-    quiet = {
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_TELEMETRY": "False",
-    }  # no packet leaves loopback
+    # LiteLLM would fetch prices and report its use: no packet may leave loopback.
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
     keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     with (folder / "router.log").open("wb") as log:
         process = await trio.lowlevel.open_process(
@@ -152,9 +150,11 @@ async def strike(mesh: Mesh, url: str, history: History, rng: Random) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(STREAMS):
             nursery.start_soon(partial(asking.over_http, ASKER, MODEL))
-        with trio.fail_after(READY_S):
+        with trio.move_on_after(READY_S) as scope:
             while len(asking.midway(MIDWAY)) < STREAMS:  # noqa: ASYNC110 - pieces come from elsewhere
                 await trio.sleep(0.01)
+        if scope.cancelled_caught:
+            raise BenchmarkError(f"not all of {STREAMS} streams were amid their answers at once")
         mesh.kill(rng.choice(WORKERS), "worker")
 
 

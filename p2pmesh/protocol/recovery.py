@@ -118,13 +118,16 @@ class Recovery:
     def look_again(self, flight: Flight, now: float) -> None:
         """Send a stranded query out anew if somebody can take it by now, those too that were lost or refused
         before: they may have come back."""
-        query = replace(flight.query, excluded=(), budget_s=max(0.0, flight.deadline - now))
-        decision = self._plan(query, (), now)
-        if decision.kind is Kind.REFUSE or now >= flight.patient_until:
+        # One that keeps being lost ends when its time is up; one that nobody has had takes who is there.
+        patient = now < flight.patient_until or not flight.query.attempt
+        excluded, tried = ((), ()) if patient else (flight.query.excluded, flight.tried)
+        query = replace(flight.query, excluded=excluded, budget_s=max(0.0, flight.deadline - now))
+        decision = self._plan(query, tried, now)
+        if decision.kind is Kind.REFUSE:
             return self.stranded(flight, decision, now)
         if flight.sent:
-            flight.begin_again((), (), flight.accepted())
-        flight.query, flight.tried = replace(flight.query, excluded=()), ()
+            flight.begin_again(excluded, tried, flight.accepted())
+        flight.query, flight.tried = replace(flight.query, excluded=excluded), tried
         return self._anew(flight, now)
 
     def refused(self, flight: Flight, peer: PeerId, now: float) -> None:

@@ -207,6 +207,22 @@ def test_a_stranded_query_can_be_cancelled_and_runs_out_of_time() -> None:
     assert (fail.query_id, fail.reason) == (query(2).id, Reason.DEADLINE)
 
 
+def test_one_that_comes_at_the_last_moment_is_taken_and_else_it_is_said_why() -> None:
+    """It ended in an error without a word, though somebody could have served it."""
+    bench = Bench(replace(ABLE, models=(replace(MODEL, slots=0),)))
+    bench.ask(query(origin=ME))
+    bench.wait(MODEL_PATIENCE_S - 0.01)
+    bench.handle(e.Described(ABLE, ()))
+    assert of(bench.wait(0.3), e.Generate)
+    lost = Bench(UNABLE)
+    lost.link(A)
+    lost.ask()
+    lost.handle(e.Disconnected(A))
+    lost.wait(0.9)
+    [fail] = of(lost.wait(0.5), e.Fail)
+    assert fail.detail
+
+
 def test_who_relays_keeps_nothing() -> None:
     """The origin knows more ways than he does, and waits himself."""
     bench = Bench(UNABLE)
