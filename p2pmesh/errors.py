@@ -65,7 +65,7 @@ class Reason(str, Enum):
     PEER_LOST = "peer_lost"
     """The peer that was answering went away."""
     ENGINE_FAILED = "engine_failed"
-    """The model that was answering crashed; it is being restarted."""
+    """The model that was to answer crashed and is being restarted, or its peer is about to go."""
     CANCELLED = "cancelled"
     """The asker went away, or said stop."""
     VISITED = "already_visited"

@@ -107,12 +107,16 @@ def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[di
                         _check(event)
                         begun, mark = True, place  # an id counts once its event has come
                         yield event
-                raise Unsuccessful("the answer was cut off", "peer_lost")
+                raise Unsuccessful(f"the peer at {base} went away amid the answer{_hint(bases)}", "peer_lost")
         except (NoPeer, Unsuccessful) as exc:
             code = "peer_lost" if isinstance(exc, NoPeer) else exc.code
             lost = code == "peer_lost" or (not begun and not mark and code in _ELSEWHERE)
             if last or not lost or (begun and not mark):
                 raise
+
+
+def _hint(bases: Sequence[str]) -> str:
+    return "" if len(bases) > 1 else "; given a second --url, the rest would come from there"
 
 
 @contextmanager

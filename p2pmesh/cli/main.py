@@ -1,13 +1,14 @@
 """`p2pmesh`: the verbs. Each imports what it needs when it runs, so that the quick ones stay quick.
 
 stdout is data, stderr is talk. Exit codes: 0 well, 1 an error, 2 wrong usage, 3 no peer runs, 4 no peer
-serves the model, 5 out of time.
+serves the model, 5 out of time, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,8 @@ class _Verbs(click.Group):
             _stop(str(exc), 3)
         except client.Unsuccessful as exc:
             _stop(str(exc), _CODES.get(exc.code, 1))
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)  # as a shell tells it; click's own is 1, which is an error
         except BrokenPipeError:
             raise
         except OSError as exc:

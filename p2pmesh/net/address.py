@@ -41,7 +41,9 @@ def parse(text: str) -> Address:
     """Return the address that `text` tells. Raises ValueError for anything but TCP over IP or a DNS name."""
     parts = text[: _TEXT_MAX + 1].split("/")
     if len(text) > _TEXT_MAX or len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
-        raise ValueError(f"{text[:80]!r} is not an address like /ip4/192.0.2.1/tcp/4001/p2p/ID")
+        raise ValueError(
+            f"{text[:80]!r} is not an address like /ip4/192.0.2.1/tcp/4001 (with /p2p/ID behind it: a peer's)"
+        )
     protocol, host, port = parts[1], parts[2], parts[4]
     if protocol not in _HOST_PROTOCOLS or not host:
         raise ValueError(f"{text[:80]!r} names none of {', '.join(_HOST_PROTOCOLS)}")

@@ -94,7 +94,7 @@ class Backups:
         """`holders` returns the links that may see a zone, `flight` a query in flight here; `ask` and
         `cancel` do so for somebody at this peer; `reach` as in `relay`."""
         self._me = me
-        self.holding = Holding(me, config, out, may_see)
+        self.holding = Holding(config, out, may_see)
         self._bytes_max = config.limits.accepted_bytes_max
         self._out = out
         self._holders, self._flight = holders, flight

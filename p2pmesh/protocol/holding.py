@@ -15,13 +15,13 @@ from p2pmesh.config import Config
 from p2pmesh.protocol.events import Effect, Send
 from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
 from p2pmesh.query import Accepted, Ended, Query, QueryId
-from p2pmesh.record import PeerId
+from p2pmesh.record import NOBODY, PeerId
 
 _KEPT_S = 60.0
 """Seconds for which an answer is held once it is whole, or its time is over. A guess: a client that lost its
 connection comes back within seconds."""
 HELD_MAX = 256
-"""Most answers held for others; of more, those that are whole go first. A guess: at worst, with
+"""Most answers held for others; of more, those that nothing is added to go first. A guess: at worst, with
 `limits.prompt_bytes_max` of prompt and `accepted_bytes_max` of answer each, some 100 MB."""
 HELD_OF_ONE_MAX = HELD_MAX // 2
 """Most of them held for one peer: it shall not take the places of all others. A guess."""
@@ -32,6 +32,7 @@ class _Held:
     """An answer of another's that we hold."""
 
     owner: PeerId
+    """Whose it is. NOBODY: somebody came for it before it was whole, and it stays as it is."""
     query: Query
     since: float
     until: float
@@ -46,10 +47,7 @@ class _Held:
 class Holding:
     """The answers held here."""
 
-    def __init__(
-        self, me: PeerId, config: Config, out: list[Effect], may_see: Callable[[PeerId, str], bool]
-    ) -> None:
-        self._me = me
+    def __init__(self, config: Config, out: list[Effect], may_see: Callable[[PeerId, str], bool]) -> None:
         self._bytes_max, self._budget_max_s = config.limits.accepted_bytes_max, config.relay.budget_max_s
         self._out = out
         self._may_see = may_see
@@ -89,16 +87,16 @@ class Holding:
         self._out.append(Send(peer, Kept(query.id, got.chunks)))
 
     def _has_room(self, peer: PeerId) -> bool:
-        """Return whether one more may be held for `peer`; one that is whole makes room for it, his own where
-        he has many."""
+        """Return whether one more may be held for `peer`; one that nothing is added to makes room for it, his
+        own where he has many."""
         his = [i for i, held in self._held.items() if held.owner == peer]
         if len(his) < HELD_OF_ONE_MAX and len(self._held) < HELD_MAX:
             return True
         crowd = his if len(his) >= HELD_OF_ONE_MAX else list(self._held)
-        whole = next((i for i in crowd if self._held[i].ended is not None), None)
-        if whole is not None:
-            del self._held[whole]
-        return whole is not None
+        done = (i for i in crowd if self._held[i].ended is not None or self._held[i].owner == NOBODY)
+        if (oldest := next(done, None)) is not None:
+            del self._held[oldest]
+        return oldest is not None
 
     def copy(self, peer: PeerId, message: Copy) -> None:
         """The next piece of an answer that is held here."""
@@ -144,17 +142,17 @@ class Holding:
         self._out.append(Send(peer, legacy or Settle(message.query_id, None)))
 
     def take(self, query_id: QueryId, now: float) -> Legacy | None:
-        """Return what is held of an answer, for the one who came for it; None: nothing. One alone goes on
-        with what is not whole; what is whole stays for who comes again."""
+        """Return what is held of an answer, for the one who came for it; None: nothing. It stays for who
+        comes again, as what he was given may be lost on the way or with him; but of one that is not whole no
+        more is held: whose it was must not write it, too."""
         held = self._held.get(query_id)
         if held is None:
             return None
         query = held.query
-        if held.ended is None:
-            del self._held[query_id]
+        if held.ended is None and held.owner != NOBODY:
             self.never(held.owner, query_id)
-            if held.owner != self._me:
-                self._out.append(Send(held.owner, Settle(query_id, None)))
+            self._out.append(Send(held.owner, Settle(query_id, None)))
+            held.owner = NOBODY
         left_s = max(0.0, query.budget_s - (now - held.since))
         got = Accepted(tuple(held.tokens), "".join(held.text), held.chunks, held.digest)
         return Legacy(replace(query, budget_s=left_s, accepted=got if held.chunks else None), held.ended)

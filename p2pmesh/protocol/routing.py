@@ -409,7 +409,8 @@ def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candid
         length = str(query.prompt_tokens) if query.prompt_tokens else f"{query.prompt_bytes} bytes, too many"
         return Reason.TOO_LONG, f"the prompt is {length} tokens, the longest context within reach {longest}"
     if Reason.ENGINE_FAILED in reasons:
-        return Reason.ENGINE_FAILED, "the model crashed and is being restarted: ask again in a moment"
+        why = "its model is being restarted, or it is about to go"
+        return Reason.ENGINE_FAILED, f"who could answer takes nothing just now ({why}): ask again in a moment"
     if Reason.MODEL_NOT_FOUND in reasons or (query.model != AUTO and not table):
         return Reason.MODEL_NOT_FOUND, f"no peer within reach serves the model {query.model!r}"
     if not table:

@@ -41,6 +41,26 @@ def test_an_answer_that_was_whole_is_given_again() -> None:
     assert rest.ended == asking.ended
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_who_was_given_the_rest_may_die_before_he_passes_it_on(seed: int) -> None:
+    """It was given once, and the next to come found nothing."""
+    world = World(seed, [Spec() for _ in range(5)])
+    world.run(3.0)
+    asking = world.ask(world.peer(0), tokens=60, guarded=True)
+    while len(asking.chunks) < 10:
+        world.run(0.01)
+    world.crash(world.peer(0))
+    others = [ident for ident in world.awake() if ident != asking.holder]
+    lost = world.claim(asking, others[0])
+    world.run(0.1 * seed)
+    world.crash(others[0])
+    rest = world.claim(asking, others[1])
+    world.run(40.0)
+    assert lost.ended is None
+    assert rest.ended is not None, rest.detail
+    assert rest.text == "".join(f"{number} " for number in range(60))
+
+
 def test_who_comes_while_the_first_peer_lives_takes_it_over() -> None:
     world = World(2, [Spec() for _ in range(4)])
     world.run(3.0)

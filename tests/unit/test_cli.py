@@ -168,7 +168,20 @@ def test_an_answer_that_breaks_off_ends_its_line_and_says_why(peer: Peer):
     assert (result.exit_code, result.stdout, result.stderr) == (1, "half\n", "p2pmesh: it went away\n")
     peer.says(event("half", **WAY), end="")
     result = run("ask", "x", "--url", peer.url)
-    assert (result.exit_code, result.stderr) == (1, "p2pmesh: the answer was cut off\n")
+    why = f"p2pmesh: the peer at {peer.url} went away amid the answer"
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"{why}; given a second --url, the rest would come from there\n",
+    )
+
+
+def test_an_interrupted_verb_says_nothing_and_exits_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "find", interrupt)
+    result = run("ask", "x")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("code", ["mesh_overloaded", "no_route", "engine_failed"])
