@@ -33,6 +33,10 @@ class RemoteProtocolError(ProtocolError):
     """A peer sent garbage. The frame was dropped; our state is as it was before."""
 
 
+class Untrusted(MeshError):
+    """Nobody who may say so has said so, or not in a way that holds. What was known before is as it was."""
+
+
 class NetworkError(MeshError):
     """The wire failed. Every libp2p and socket exception is mapped to this once, in `p2pmesh.net`."""
 

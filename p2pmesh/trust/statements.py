@@ -1,0 +1,185 @@
+"""What signers state, and the bytes of it: who signs for a mesh, who is in it, who is out. Pure.
+
+It knows bytes and keys; no clock, no file, no wire. Whether a statement counts says `roster`. A statement is
+kept and passed on as the very bytes that were signed, never encoded anew, so that there is nothing to
+disagree about. Each kind has a number of its own within what is signed: no signature serves for another kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Protocol, TypeAlias
+
+import msgspec
+from typing_extensions import Self
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.record import PeerId
+from p2pmesh.trust.keys import PEER_ID_CHARS_MAX, public_key_of, verify
+
+SIGNERS_MAX = 16
+"""Most signers of a mesh. A guess: a few people, each with a spare key."""
+ZONES_MAX = 16
+"""Most zones in one certificate."""
+NAME_CHARS_MAX = 64
+"""Longest name of a mesh or a zone."""
+BYTES_MAX = 8_192
+"""Longest statement with its signatures: sixteen of them, and sixteen names of four-byte characters."""
+TIME_MAX = 2**40
+"""Latest time, in Unix seconds."""
+_DOMAIN = b"p2pmesh/statement/1\0"
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+_Peer = Annotated[str, msgspec.Meta(max_length=PEER_ID_CHARS_MAX)]
+_Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MAX)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=SIGNERS_MAX)]
+
+
+class Quorum(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who signs, and how many of them it takes."""
+
+    signers: Annotated[tuple[_Peer, ...], msgspec.Meta(min_length=1, max_length=SIGNERS_MAX)]
+    """The peer ids of their keys, in order, each once."""
+    admit: _Count
+    """How many let a peer in."""
+    zoned: _Count
+    """How many let a peer see a zone, which is no fewer."""
+
+    @property
+    def majority(self) -> int:
+        """How many change who signs."""
+        return len(self.signers) // 2 + 1
+
+
+class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
+    """How a mesh begins. Its digest is the mesh's id, so nobody has to sign it."""
+
+    name: _Name
+    quorum: Quorum
+    salt: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    """Random, or two meshes of one name and one signer were the same."""
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """Others sign from now on. Signed by a majority of those who did."""
+
+    mesh: _Digest
+    after: _Digest
+    """The digest of the genesis or change that it follows."""
+    quorum: Quorum
+
+
+class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """A peer is in the mesh, and may see these zones beside the general one."""
+
+    mesh: _Digest
+    peer: _Peer
+    zones: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=ZONES_MAX)]
+    not_before: _Time
+    not_after: _Time
+
+
+class Revocation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """A peer is out: no certificate counts that began at `at` or earlier. One later lets it in again."""
+
+    mesh: _Digest
+    peer: _Peer
+    at: _Time
+
+
+Statement: TypeAlias = Genesis | Change | Certificate | Revocation
+_decoder: msgspec.msgpack.Decoder[Statement] = msgspec.msgpack.Decoder(Statement)
+_Signature = tuple[_Peer, Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]]
+_Whole = tuple[bytes, Annotated[tuple[_Signature, ...], msgspec.Meta(max_length=SIGNERS_MAX)]]
+_whole: msgspec.msgpack.Decoder[_Whole] = msgspec.msgpack.Decoder(_Whole)
+
+
+class Signer(Protocol):
+    """A key: `net.identity.Identity`, or a test's."""
+
+    @property
+    def id(self) -> PeerId:
+        """The peer id of the key."""
+
+    def sign(self, body: bytes) -> bytes:
+        """Return the 64-byte signature of `body`."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A statement, the bytes it was signed as, and by whom it says it was signed."""
+
+    statement: Statement
+    body: bytes
+    signatures: tuple[tuple[PeerId, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, statement: Statement, keys: Iterable[Signer] = ()) -> Self:
+        """Return `statement`, signed with each of `keys`. Raises Untrusted for one that could not be read."""
+        body = msgspec.msgpack.encode(statement)
+        return cls(_read(body), body).signed(keys)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Return what `to_bytes` made bytes of. Raises Untrusted, and nothing else, for any other bytes; no
+        signature has been checked then."""
+        if len(data) > BYTES_MAX:
+            raise Untrusted(f"a statement of {len(data)} bytes, at most {BYTES_MAX}")
+        try:
+            body, signatures = _whole.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Untrusted(f"not a statement: {error}") from None
+        if len({signer for signer, _ in signatures}) < len(signatures):
+            raise Untrusted("a statement with two signatures of one signer")
+        return cls(_read(body), body, tuple((PeerId(signer), text) for signer, text in signatures))
+
+    def to_bytes(self) -> bytes:
+        """Return it as it travels and is kept."""
+        return msgspec.msgpack.encode((self.body, self.signatures))
+
+    def signed(self, keys: Iterable[Signer]) -> Self:
+        """Return it with the signatures of `keys` beside those it has."""
+        mine = {key.id: key.sign(_DOMAIN + self.body) for key in keys}
+        return type(self)(self.statement, self.body, tuple(sorted({**dict(self.signatures), **mine}.items())))
+
+    @cached_property
+    def signers(self) -> frozenset[PeerId]:
+        """Who signed it indeed: a signature that does not hold counts for nothing."""
+        return frozenset(s for s, signature in self.signatures if verify(s, _DOMAIN + self.body, signature))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the body: of a genesis, the id of its mesh."""
+        return hashlib.sha256(_DOMAIN + self.body).digest()
+
+
+def _read(body: bytes) -> Statement:
+    """Return the statement in `body`. Raises Untrusted for what cannot be one, whoever signed it."""
+    try:
+        statement = _decoder.decode(body)
+        if isinstance(statement, (Genesis, Change)):
+            _check_quorum(statement.quorum)
+        else:
+            public_key_of(statement.peer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise Untrusted(f"not a statement: {error}") from None
+    if isinstance(statement, Certificate) and not statement.not_before < statement.not_after:
+        raise Untrusted("a certificate that ends before it begins")
+    return statement
+
+
+def _check_quorum(quorum: Quorum) -> None:
+    """Raise ValueError for one that nobody, or anybody, could satisfy."""
+    if list(quorum.signers) != sorted(set(quorum.signers)):
+        raise ValueError("the signers are to be in order, and each of them once")
+    for signer in quorum.signers:
+        public_key_of(signer)
+    if not quorum.admit <= quorum.zoned <= len(quorum.signers):
+        raise ValueError(
+            f"of {len(quorum.signers)} signers {quorum.admit} are to admit, and {quorum.zoned}, which may be "
+            "no fewer, to grant a zone"
+        )

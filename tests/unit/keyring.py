@@ -1,0 +1,40 @@
+"""Keys with known seeds, for what signers say."""
+
+from __future__ import annotations
+
+from p2pmesh.net.identity import Identity
+from p2pmesh.record import PeerId
+from p2pmesh.trust.statements import Certificate, Change, Genesis, Quorum, Revocation, Signed
+
+DAY = 86_400
+NOW = 1_800_000_000
+KEYS = sorted((Identity.from_seed(bytes([n]) * 32) for n in range(1, 7)), key=lambda key: key.id)
+"""In the order of their ids, as a quorum has them."""
+ADA, BLAISE, CARL = (Identity.from_seed(bytes([n]) * 32).id for n in (101, 102, 103))
+
+
+def quorum(*keys: Identity, admit: int = 1, zoned: int | None = None) -> Quorum:
+    return Quorum(tuple(sorted(key.id for key in keys)), admit, zoned or admit)
+
+
+def genesis(*keys: Identity, admit: int = 1, zoned: int | None = None) -> Signed:
+    return Signed.of(Genesis("lab", quorum(*keys, admit=admit, zoned=zoned), bytes(16)))
+
+
+def change(mesh: Signed, after: Signed, to: Quorum, *keys: Identity) -> Signed:
+    return Signed.of(Change(mesh.digest, after.digest, to), keys)
+
+
+def certificate(
+    mesh: Signed,
+    *keys: Identity,
+    peer: PeerId = ADA,
+    zones: tuple[str, ...] = (),
+    begins: int = NOW,
+    life: int = DAY,
+) -> Signed:
+    return Signed.of(Certificate(mesh.digest, peer, zones, begins, begins + life), keys)
+
+
+def revocation(mesh: Signed, *keys: Identity, peer: PeerId = ADA, at: int = NOW) -> Signed:
+    return Signed.of(Revocation(mesh.digest, peer, at), keys)
