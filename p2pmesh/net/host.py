@@ -20,8 +20,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from p2pmesh.config import Net
-from p2pmesh.errors import LocalProtocolError, NetworkError, RemoteProtocolError
+from p2pmesh.errors import LocalProtocolError, NetworkError, RemoteProtocolError, Untrusted
 from p2pmesh.net.address import of_socket, parse
+from p2pmesh.net.door import Door, Open
 from p2pmesh.net.events import DialFailed, FrameReceived, LinkDown, LinkUp, NetEvent
 from p2pmesh.net.identity import Identity
 from p2pmesh.net.inbox import Inbox
@@ -51,17 +52,20 @@ RACE_S = 1.0
 
 
 @asynccontextmanager
-async def open_host(identity: Identity, config: Net, frame_bytes_max: int) -> AsyncIterator[Host]:
+async def open_host(
+    identity: Identity, config: Net, frame_bytes_max: int, door: Door | None = None
+) -> AsyncIterator[Host]:
     """Listen as `identity` where `config.listen` says, and yield the host.
 
-    `frame_bytes_max`: longest frame sent or taken, in bytes. Leaving says goodbye on every link, within
+    `frame_bytes_max`: longest frame sent or taken, in bytes. `door`: who is let in; None: who has no mesh.
+    Leaving says goodbye on every link, within
     CLOSE_S, and leaves no listener, no task and no descriptor behind, cancelled or not. Raises ConfigError
     for an address that is none, and ListenError for one that is taken or not ours; nothing then listens.
     """
     listeners = await listen(config.listen)
     failure: Exception | None = None
     try:
-        host = Host(identity, config, frame_bytes_max, listeners)
+        host = Host(identity, config, frame_bytes_max, listeners, door or Open())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host._run)
             try:
@@ -82,7 +86,12 @@ class Host:
     """A running peer's wire. Made by `open_host`; every method but `receive` returns at once."""
 
     def __init__(
-        self, identity: Identity, config: Net, frame_bytes_max: int, listeners: Sequence[trio.SocketListener]
+        self,
+        identity: Identity,
+        config: Net,
+        frame_bytes_max: int,
+        listeners: Sequence[trio.SocketListener],
+        door: Door,
     ) -> None:
         self.id = identity.id
         self.addresses = announced(config.announce, listeners)
@@ -90,6 +99,7 @@ class Host:
         self._config = config
         self._frame_bytes_max = frame_bytes_max
         self._listeners = listeners
+        self._door = door
         self._security = Security(identity, config, self._note)
         self._nonce = os.urandom(NONCE_BYTES)
         self._counters: Counter[str] = Counter()
@@ -247,7 +257,7 @@ class Host:
                 settled = True
         except trio.TooSlowError:
             self._note("half-open connections", "one did not become a link in time")
-        except Duplicate:
+        except (Duplicate, _NoLink):
             pass
         except ForeignProtocol as error:
             self._note("foreign protocols", str(error))
@@ -331,7 +341,8 @@ class Host:
     async def _settle(self, link: Link) -> None:
         """Agree with the peer that this is the link, and carry it from here on. Raises Duplicate where
         another is."""
-        await link.greet(self._nonce)
+        await link.greet(self._nonce, self._door.show(link.peer))
+        await self._admit(link)
         if self.id < link.peer:
             other = self._links.get(link.peer)
             if other is not None and other.open and other.nonce == link.nonce:
@@ -349,6 +360,19 @@ class Host:
         self._changed.unpark_all()
         if self._stop.is_set():
             link.hang_up("leaving")
+
+    async def _admit(self, link: Link) -> None:
+        """Agree with the peer that each lets the other in. Raises NetworkError where it is not so."""
+        try:
+            granted = self._door.admit(link.peer, link.shown)
+        except Untrusted as error:
+            self._note("strangers", f"{link.peer} was not let in: {error}")
+            await link.refuse(str(error))
+            raise _NoLink(f"it is not let in: {error}") from None
+        if granted:
+            await link.grant(granted)
+            raise _NoLink("it got what it asked for, which was no link")
+        await link.admit()
 
     # Carrying them
 
@@ -383,6 +407,10 @@ class Host:
     def _is_linked(self, key: object) -> bool:
         link = self._links.get(PeerId(key)) if isinstance(key, str) else None
         return link is not None and link.open
+
+
+class _NoLink(NetworkError):
+    """The connection was not to become a link, and has served its purpose."""
 
 
 def _peer_in(addresses: Sequence[str]) -> PeerId | None:

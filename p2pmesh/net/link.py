@@ -3,8 +3,10 @@
 Knows a `Connection`, frames and their priorities; knows no other link and not what a frame means. Two tasks:
 one reads, one writes, and nothing else ever writes, because a write cut short ruins the connection (B1).
 
-What it says beside the frames it carries: HELLO (which start of the peer is this), ACCEPT (this is the link,
-sent by the lower peer id, who decides), BYE (a reason). A connection that ends without BYE has failed.
+What it says beside the frames it carries: HELLO (which start of the peer is this, and what it shows to be
+let in), ADMIT (you are let in; both say it), ACCEPT (this is the link; the lower peer id says it, and it
+decides), GRANT (what was asked for instead of a link), BYE (a reason). A connection that ends without BYE has
+failed.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from p2pmesh.errors import NetworkError, RemoteProtocolError
 from p2pmesh.net.framing import FrameReader, frame
 from p2pmesh.record import PeerId
 
-_DATA, _HELLO, _ACCEPT, _BYE = b"\x00", b"\x01", b"\x02", b"\x03"
+_DATA, _HELLO, _ACCEPT, _BYE, _ADMIT, _GRANT = (bytes([kind]) for kind in range(6))
 NONCE_BYTES = 8
+SHOWN_BYTES_MAX = 16_384
+"""Longest of what a peer shows to be let in."""
 DUPLICATE = "duplicate"
 """The reason in the BYE that refuses a second link of one pair."""
 COALESCE_BYTES = 65_000
@@ -44,6 +48,14 @@ class Priority(IntEnum):
 
 class Duplicate(NetworkError):
     """The peer keeps another connection to us. This one has been closed."""
+
+
+class Granted(NetworkError):
+    """The peer gave what was asked of it instead of a link. The connection is of no more use."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("it gave what was asked of it")
+        self.data = data
 
 
 class Stream(Protocol):
@@ -72,6 +84,8 @@ class Link:
         self.inbound = inbound
         self.nonce = b""
         """What tells this start of the peer from its last one; known after `greet`."""
+        self.shown = b""
+        """What the peer shows to be let in; known after `greet`."""
         self.open = True
         """Whether frames may still be queued."""
         self.violated = False
@@ -93,13 +107,25 @@ class Link:
         self._deaf = False
         self._ending = trio.Event()
 
-    async def greet(self, nonce: bytes) -> None:
+    async def greet(self, nonce: bytes, show: bytes) -> None:
         """Exchange HELLOs. Raises NetworkError or RemoteProtocolError; the link must then be aborted."""
-        await self._stream.write(frame(_HELLO + nonce))
+        await self._stream.write(frame(_HELLO + nonce + show))
         body = await self._next()
-        if body[:1] != _HELLO or len(body) != 1 + NONCE_BYTES:
+        if body[:1] != _HELLO or not 1 + NONCE_BYTES <= len(body) <= 1 + NONCE_BYTES + SHOWN_BYTES_MAX:
             raise RemoteProtocolError("its first frame is no greeting")
-        self.nonce = body[1:]
+        self.nonce, self.shown = body[1 : 1 + NONCE_BYTES], body[1 + NONCE_BYTES :]
+
+    async def admit(self) -> None:
+        """Let the peer in, and wait until it lets us in. Raises Granted, or as `greet` does: NetworkError
+        with the peer's reason where it does not."""
+        await self._stream.write(frame(_ADMIT))
+        body = await self._next()
+        if body[:1] == _BYE:
+            raise NetworkError(f"it does not let us in: {_text(body)}")
+        if body[:1] == _GRANT:
+            raise Granted(body[1:])
+        if body != _ADMIT:
+            raise RemoteProtocolError("its second frame lets nobody in")
 
     def accept(self) -> None:
         """Tell the peer that this is the link, before anything else. Never blocks."""
@@ -114,13 +140,20 @@ class Link:
             reason = _text(body)
             raise Duplicate(reason) if reason == DUPLICATE else NetworkError(reason)
         if body != _ACCEPT:
-            raise RemoteProtocolError("its second frame accepts nothing")
+            raise RemoteProtocolError("its third frame accepts nothing")
 
     async def refuse(self, reason: str) -> None:
-        """Say BYE instead of ACCEPT and wait a moment for the peer to read it. Never raises."""
+        """Say BYE instead of ADMIT or ACCEPT, and wait a moment for the peer to read it. Never raises."""
+        await self._last(_BYE + reason.encode()[:_DETAIL_MAX])
+
+    async def grant(self, data: bytes) -> None:
+        """Give this instead of a link, and wait a moment for the peer to read it. Never raises."""
+        await self._last(_GRANT + data)
+
+    async def _last(self, body: bytes) -> None:
         with trio.move_on_after(FLUSH_S):
             try:
-                await self._stream.write(frame(_BYE + reason.encode()[:_DETAIL_MAX]))
+                await self._stream.write(frame(body))
                 while True:
                     await self._stream.read()
             except NetworkError:

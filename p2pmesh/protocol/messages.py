@@ -274,7 +274,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Legacy:
-    """A query, and what there is of its answer; I hold it no more."""
+    """A query, and what there is of its answer."""
 
     query: Query
     ended: Ended | None = None

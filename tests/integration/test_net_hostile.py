@@ -17,6 +17,7 @@ from p2pmesh.config import Net
 from p2pmesh.errors import NetworkError
 from p2pmesh.net.framing import frame
 from p2pmesh.net.host import DialFailed, FrameReceived, LinkDown, LinkUp, Priority
+from p2pmesh.net.link import SHOWN_BYTES_MAX
 from p2pmesh.net.secure import PROTOCOL, UNREAD_BYTES_MAX
 from tests.integration.net_peers import (
     FRAME_MAX,
@@ -33,12 +34,13 @@ from tests.integration.net_peers import (
 pytestmark = pytest.mark.wire
 
 HELLO = frame(b"\x01" + b"8 bytes!")
+ADMIT = frame(b"\x04")
 ACCEPT = frame(b"\x02")
 
 
 def _greeting(stranger: object, to: object) -> bytes:
-    """What makes a link, said by a stranger: the lower id accepts."""
-    return HELLO + (ACCEPT if stranger.get_id().to_base58() < to.id else b"")
+    """What makes a link, said by a stranger: both let one another in, and the lower id accepts."""
+    return HELLO + ADMIT + (ACCEPT if stranger.get_id().to_base58() < to.id else b"")
 
 
 async def _tcp(host: object) -> trio.SocketStream:
@@ -138,6 +140,9 @@ async def test_another_version_of_the_protocol_is_told_apart_both_ways():
         (False, frame(b"")),
         (False, b"\xff\xff\xff\xff"),
         (False, HELLO + frame(b"\x09unknown")),
+        (False, HELLO + ACCEPT),
+        (False, HELLO + ADMIT + frame(b"\x09unknown")),
+        (False, frame(b"\x01" + bytes(8 + SHOWN_BYTES_MAX + 1))),
         (True, frame(b"")),
         (True, frame(b"\x09unknown")),
         (True, ACCEPT),
@@ -327,7 +332,7 @@ async def test_an_announced_giant_of_a_mux_frame_is_not_waited_for():
 
 async def test_a_peer_that_ends_within_the_greeting_harms_nobody():
     async with hosts(1) as (a,), stranger() as fickle:
-        for said in (b"", HELLO[:3], HELLO, HELLO + frame(b"\x03bye")):
+        for said in (b"", HELLO[:3], HELLO, HELLO + frame(b"\x03bye"), HELLO + ADMIT):
             stream = await _our_stream(fickle, a)
             if said:
                 await stream.write(said)

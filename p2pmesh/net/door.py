@@ -1,0 +1,37 @@
+"""Who is let in: what a host asks of whoever holds the mesh's certificates.
+
+Knows peers and bytes; what the bytes prove, others judge. By the time it is asked both sides have proven who
+they are, so what one shows is worth nothing to another.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.record import PeerId
+
+
+class Door(Protocol):
+    """What decides about each connection, of either direction, before it becomes a link."""
+
+    def show(self, peer: PeerId | None) -> bytes:
+        """Return what this peer shows to `peer` (None: not known who it is yet) to be let in."""
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        """Return nothing where `peer`, which showed `shown`, is let in; else what it is given instead of a
+        link. Raises Untrusted, whose text the peer is told, where it is neither."""
+
+
+class Open:
+    """The door of a peer without a mesh: whoever shows nothing is let in."""
+
+    def show(self, peer: PeerId | None) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        """Let in who has no mesh either."""
+        if shown:
+            raise Untrusted("this peer is in no mesh; you are in one")
+        return b""
