@@ -9,6 +9,7 @@ from typing import TypeVar
 from p2pmesh.config import Config
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.admission import Trust
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId
@@ -47,11 +48,17 @@ class Bench:
     """A machine called "me" with one model, unless told otherwise, that knows nobody."""
 
     def __init__(
-        self, capability: Capability = ABLE, config: Config | None = None, me: PeerId = ME, epoch: int = 1
+        self,
+        capability: Capability = ABLE,
+        config: Config | None = None,
+        me: PeerId = ME,
+        epoch: int = 1,
+        trust: Trust | None = None,
     ) -> None:
         self.now = 100.0
         self.config = config or Config()
-        self.machine = Machine(me, f"peer {me}", epoch, self.config, SimSigner(me), Random(1), self.now)
+        name, signer = f"peer {me}", SimSigner(me)
+        self.machine = Machine(me, name, epoch, self.config, signer, Random(1), self.now, trust)
         self.handle(e.Described(capability, ()))
 
     def handle(self, event: e.Event) -> list[e.Effect]:

@@ -61,7 +61,8 @@ def find(url: str | None, directory: str) -> str:
 def call(base: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """Return the JSON that the peer at `base` answers. Raises NoPeer or Unsuccessful."""
     with _response(base, method, path, body) as response:
-        return json.loads(response.read())
+        data = response.read()
+        return json.loads(data) if data else None
 
 
 def wait_gone(base: str, own_directory: bool, directory: str, grace_s: float = 0.0) -> None:

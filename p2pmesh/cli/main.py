@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from p2pmesh.cli import client
+from p2pmesh.cli.mesh import invite, join, mesh, revoke
 from p2pmesh.cli.up import up
 
 _STDIN_BYTES_MAX = 2**20
@@ -65,7 +66,8 @@ def main() -> None:
     """A mesh of language models that nobody leads."""
 
 
-main.add_command(up)
+for _verb_of in (up, mesh, invite, join, revoke):
+    main.add_command(_verb_of)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -218,6 +220,12 @@ def status(url: str | None, state: str, as_json: bool) -> None:
     click.echo(f"peers alive: {told['alive']}, links: {told['links']}, queries in flight: {told['flights']}")
     if told["draining"]:
         click.echo("it is about to go, and takes nothing new")
+    if told["mesh"] is None:
+        click.echo("in no mesh: whoever can reach it can join it")
+    else:
+        outside = f", but not let in any more: {told['mesh']['outside']}" if told["mesh"]["outside"] else ""
+        signs = ", and signs for it" if told["mesh"]["signs"] else ""
+        click.echo(f"in the mesh {_printable(told['mesh']['name'])}{signs}{outside}")
     for address in told["addresses"]:
         click.echo(f"join at {address}")
     for why in told["unreachable"].values():

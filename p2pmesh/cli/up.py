@@ -20,8 +20,6 @@ import click
 
 from p2pmesh.errors import MeshError
 
-_LOOPBACK = ("/ip4/127.", "/ip6/::1/")
-
 
 class _Flags(click.Command):
     """Names the nearest flag to a wrong one."""
@@ -191,8 +189,6 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
         else:
             serves = ", ".join(models) or "no model"
             click.echo(f"{peer.name} is up: {serves}; HTTP {url or 'off'}; join {' '.join(peer.addresses)}")
-        if not all(address.startswith(_LOOPBACK) for address in peer.addresses):
-            click.echo("p2pmesh: whoever can reach this peer can join: it has no mesh key yet", err=True)
         if models and not able.space and config.embedder == "auto":
             click.echo(
                 "p2pmesh: the embedder is missing, so this peer does not know what a prompt is about; "

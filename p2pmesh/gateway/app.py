@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,11 +21,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from p2pmesh.errors import MeshError, Reason
+from p2pmesh.errors import MeshError, Reason, Untrusted
 from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
-from p2pmesh.peer.peer import Member, Peer
+from p2pmesh.peer.peer import TICKET_LIFE_S, Member, Peer
 from p2pmesh.query import AUTO, QueryId
+from p2pmesh.record import PeerId
+
+T = TypeVar("T")
 
 
 class _Explain(msgspec.Struct):
@@ -36,6 +39,16 @@ class _Explain(msgspec.Struct):
 class _Feedback(msgspec.Struct):
     id: str
     rating: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class _Invite(msgspec.Struct):
+    zones: tuple[str, ...] = ()
+    expires_s: float = TICKET_LIFE_S
+    uses: int = 1
+
+
+class _Revoke(msgspec.Struct):
+    peer: str
 
 
 class OwnHostOnly:
@@ -78,6 +91,8 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         Route("/mesh/v1/peers", door.peers),
         Route("/mesh/v1/explain", door.explain, methods=["POST"]),
         Route("/mesh/v1/feedback", door.feedback, methods=["POST"]),
+        Route("/mesh/v1/invite", door.invite, methods=["POST"]),
+        Route("/mesh/v1/revoke", door.revoke, methods=["POST"]),
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
         Route("/mesh/v1/drain", door.drain, methods=["POST"]),
         Route("/healthz", door.health),
@@ -85,6 +100,7 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
     ]
     handlers: Any = {
         openai.BadRequest: lambda _, exc: chat.bad_request(exc),
+        Untrusted: lambda _, exc: JSONResponse(openai.error(str(exc), "not_trusted", 403), 403),
         MeshError: lambda _, exc: chat.mesh_failure(exc),
         ClientDisconnect: lambda _, __: Response(status_code=400),  # nobody reads it
         HTTPException: _http_error,
@@ -179,11 +195,7 @@ class _Door:
         return JSONResponse({"peers": [_member(member) for member in self._peer.members()]})
 
     async def explain(self, request: Request) -> Response:
-        body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
-        try:
-            asked = msgspec.json.decode(body, type=_Explain)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise openai.BadRequest(str(exc)) from None
+        asked = await self._read(request, _Explain)
         decision = await self._peer.explain(asked.prompt, model=asked.model)
         rows = [
             {
@@ -204,15 +216,30 @@ class _Door:
 
     async def feedback(self, request: Request) -> Response:
         """Take a rating of an answer given here."""
-        body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
-        try:
-            said = msgspec.json.decode(body, type=_Feedback)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise openai.BadRequest(str(exc)) from None
+        said = await self._read(request, _Feedback)
         if not self._peer.rate(QueryId(said.id.removeprefix("chatcmpl-")), said.rating):
             text = f"no answer {said.id!r} awaits a rating: it was asked elsewhere, or long ago, or is rated"
             return JSONResponse(openai.error(text, "not_found", 404, "id"), 404)
         return Response(status_code=204)
+
+    async def invite(self, request: Request) -> Response:
+        """Make a ticket."""
+        said = await self._read(request, _Invite)
+        ticket = self._peer.invite(zones=said.zones, expires_s=said.expires_s, uses=said.uses)
+        return JSONResponse({"ticket": ticket, "addresses": list(self._peer.addresses)})
+
+    async def revoke(self, request: Request) -> Response:
+        """Throw a peer out."""
+        said = await self._read(request, _Revoke)
+        self._peer.revoke(PeerId(said.peer))
+        return Response(status_code=204)
+
+    async def _read(self, request: Request, kind: type[T]) -> T:
+        body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise openai.BadRequest(str(exc)) from None
 
     async def stop(self, request: Request) -> Response:
         return JSONResponse({"stopping": True}, background=BackgroundTask(_soon, self._stop))

@@ -15,18 +15,18 @@ from p2pmesh.record import PeerId
 class Door(Protocol):
     """What decides about each connection, of either direction, before it becomes a link."""
 
-    def show(self, peer: PeerId | None) -> bytes:
-        """Return what this peer shows to `peer` (None: not known who it is yet) to be let in."""
+    def show(self) -> bytes:
+        """Return what this peer shows to be let in."""
 
     def admit(self, peer: PeerId, shown: bytes) -> bytes:
         """Return nothing where `peer`, which showed `shown`, is let in; else what it is given instead of a
-        link. Raises Untrusted, whose text the peer is told, where it is neither."""
+        link. Raises MeshError, whose text the peer is told, where it is neither."""
 
 
 class Open:
     """The door of a peer without a mesh: whoever shows nothing is let in."""
 
-    def show(self, peer: PeerId | None) -> bytes:
+    def show(self) -> bytes:
         """Return nothing."""
         return b""
 

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from p2pmesh.config import Net
-from p2pmesh.errors import LocalProtocolError, NetworkError, RemoteProtocolError, Untrusted
+from p2pmesh.errors import LocalProtocolError, MeshError, NetworkError, RemoteProtocolError
 from p2pmesh.net.address import of_socket, parse
 from p2pmesh.net.door import Door, Open
 from p2pmesh.net.events import DialFailed, FrameReceived, LinkDown, LinkUp, NetEvent
@@ -341,7 +341,7 @@ class Host:
     async def _settle(self, link: Link) -> None:
         """Agree with the peer that this is the link, and carry it from here on. Raises Duplicate where
         another is."""
-        await link.greet(self._nonce, self._door.show(link.peer))
+        await link.greet(self._nonce, self._door.show())
         await self._admit(link)
         if self.id < link.peer:
             other = self._links.get(link.peer)
@@ -365,7 +365,7 @@ class Host:
         """Agree with the peer that each lets the other in. Raises NetworkError where it is not so."""
         try:
             granted = self._door.admit(link.peer, link.shown)
-        except Untrusted as error:
+        except MeshError as error:  # not only Untrusted: what it asks for may not be to be had just now
             self._note("strangers", f"{link.peer} was not let in: {error}")
             await link.refuse(str(error))
             raise _NoLink(f"it is not let in: {error}") from None

@@ -24,7 +24,7 @@ from p2pmesh.record import PeerId
 
 _DATA, _HELLO, _ACCEPT, _BYE, _ADMIT, _GRANT = (bytes([kind]) for kind in range(6))
 NONCE_BYTES = 8
-SHOWN_BYTES_MAX = 16_384
+SHOWN_BYTES_MAX = 32_768
 """Longest of what a peer shows to be let in."""
 DUPLICATE = "duplicate"
 """The reason in the BYE that refuses a second link of one pair."""

@@ -5,6 +5,7 @@ It composes a driver, a host and the models, and adds no behaviour of its own.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import secrets
 import socket
@@ -17,12 +18,12 @@ from typing import Any
 import trio
 
 from p2pmesh.config import Config
-from p2pmesh.errors import ConfigError
+from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.net.address import parse
 from p2pmesh.net.discovery import open_discovery
 from p2pmesh.net.host import Host, open_host
 from p2pmesh.net.identity import Identity, load_or_create
-from p2pmesh.peer import state
+from p2pmesh.peer import credentials, state
 from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
@@ -33,8 +34,12 @@ from p2pmesh.protocol.routing import Decision
 from p2pmesh.query import AUTO, Message, Options, Query, QueryId, Resume
 from p2pmesh.record import Capability, Load, PeerId
 from p2pmesh.trust import keys
+from p2pmesh.trust.standing import Standing
+from p2pmesh.trust.tickets import SECRET_BYTES
 
 _log = logging.getLogger("p2pmesh.peer")
+TICKET_LIFE_S = 3_600.0
+"""Seconds a ticket is good for, unless told otherwise: to carry it to the next desk."""
 _JOIN_RETRY_S = 2.0
 """Seconds between tries of the addresses in `net.join` while there is no link at all. A guess."""
 _JOIN_RETRY_MAX_S = 30.0
@@ -76,8 +81,17 @@ class _Signer:
 class Peer:
     """A running peer. Made by `open_peer`."""
 
-    def __init__(self, config: Config, directory: Any, host: Host, driver: Driver, models: Models) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: Any,
+        host: Host,
+        driver: Driver,
+        models: Models,
+        standing: Standing | None,
+    ) -> None:
         self.config = config
+        self._standing = standing
         self.state_directory = directory
         self.id: PeerId = host.id
         self._host = host
@@ -221,6 +235,7 @@ class Peer:
             "id": self.id,
             "name": self.name,
             "addresses": list(self.addresses),
+            "mesh": self._mesh(),
             "draining": machine.draining.begun,
             "links": len(machine.membership.links),
             "alive": sum(member.alive for member in members),
@@ -230,6 +245,42 @@ class Peer:
             "unreachable": self._driver.unreachable,
             "counters": counters,
         }
+
+    def _mesh(self) -> dict[str, Any] | None:
+        """Which mesh it is in; None: none, and whoever reaches it can join."""
+        if self._standing is None:
+            return None
+        try:
+            member, why = self._standing.member(), ""
+        except Untrusted as exc:
+            member, why = None, str(exc)
+        return {
+            "name": self._standing.roster.name,
+            "id": self._standing.roster.mesh.hex(),
+            "zones": sorted(member.zones) if member else [],
+            "until": member.until if member else None,
+            "outside": why,
+            "signs": self._standing.signs,
+        }
+
+    def invite(self, *, zones: Sequence[str] = (), expires_s: float = TICKET_LIFE_S, uses: int = 1) -> str:
+        """Return a ticket: a word that lets `uses` other machines join the mesh at this peer, within
+        `expires_s` seconds, and see `zones` beside the general one.
+
+        Raises Untrusted where this peer is in no mesh, or no signer, or the ticket could let nobody in.
+        """
+        secret, addresses = secrets.token_bytes(SECRET_BYTES), self._host.addresses[:4]
+        return str(self._in_mesh().invite(secret, addresses, tuple(zones), expires_s, uses))
+
+    def revoke(self, peer: PeerId) -> None:
+        """Throw `peer` out of the mesh: whoever hears of it lets it go, and lets it in no more, until a new
+        ticket does. Raises Untrusted where this peer is in no mesh, or no signer."""
+        self._driver.feed(e.Stated(self._in_mesh().revoke(peer)))
+
+    def _in_mesh(self) -> Standing:
+        if self._standing is None:
+            raise Untrusted("this peer is in no mesh: `p2pmesh mesh create` founds one")
+        return self._standing
 
     def join(self, address: str) -> None:
         """Dial a peer at a multiaddress; what comes of it shows in `members`."""
@@ -280,7 +331,12 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
     async with AsyncExitStack() as stack:
         stack.enter_context(state.locked(directory))
         identity = load_or_create(directory / state.KEY)
-        host = await stack.enter_async_context(open_host(identity, config.net, config.limits.frame_bytes_max))
+        standing, contacts = credentials.load(directory, identity.id) or (None, ())
+        if standing is None:
+            _check_loopback(config)
+        host = await stack.enter_async_context(
+            open_host(identity, config.net, config.limits.frame_bytes_max, standing)
+        )
         early: list[e.Event] = []  # engines may speak before there is a machine to hear them
         feed = early.append
         models = await stack.enter_async_context(open_models(config, lambda event: feed(event)))
@@ -292,6 +348,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
             _Signer(identity),
             Random(secrets.randbits(64)),  # noqa: S311 - it spreads load and guards nothing
             trio.current_time(),
+            standing,
         )
         driver = Driver(machine, host, models)
         stack.callback(driver.close)
@@ -302,10 +359,10 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
 
         models.on_change(describe)
         describe()
-        peer = Peer(config, directory, host, driver, models)
+        peer = Peer(config, directory, host, driver, models, standing)
         nursery = await stack.enter_async_context(background())
         nursery.start_soon(driver.run)
-        nursery.start_soon(_keep_joined, peer, host, config.net.join)
+        nursery.start_soon(_keep_joined, peer, host, tuple(dict.fromkeys((*config.net.join, *contacts))))
         if config.net.mdns:
             heard = await stack.enter_async_context(open_discovery(host.id, host.addresses, config.net))
             nursery.start_soon(_meet, driver, heard)
@@ -324,6 +381,20 @@ def _check_addresses(config: Config) -> None:
             parse(address)
         except ValueError as exc:
             raise ConfigError(f"net.join: {exc}") from None
+
+
+def _check_loopback(config: Config) -> None:
+    """Raise ConfigError for an address at which a peer in no mesh could be reached from outside."""
+    for text in (*config.net.listen, *config.net.announce):
+        try:
+            address = parse(text)
+        except ValueError:
+            continue  # the host says what is wrong with it
+        if not (address.is_ip and ipaddress.ip_address(address.host).is_loopback):
+            raise ConfigError(
+                f"{text} can be reached from outside, and this peer is in no mesh: whoever reaches it could "
+                "join. Found a mesh with `p2pmesh mesh create`, or join one with `p2pmesh join TICKET`"
+            )
 
 
 async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:

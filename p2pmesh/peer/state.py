@@ -6,6 +6,7 @@ Knows paths and files; what is in them is others' business. One directory belong
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -22,6 +23,7 @@ KEY = "identity.key"
 _EPOCH = "epoch"
 _RUNNING = "running.json"
 _LOCK = "lock"
+_MAGIC = "p2pmesh-kept-1"
 _EPOCH_MAX = 2**48
 """Milliseconds until the year 10 889: what claims to be later is damage, not a clock that went ahead."""
 _LOCK_TRIES, _LOCK_PAUSE_S = 5, 0.02
@@ -116,11 +118,43 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def keep(path: Path, name: str, data: bytes) -> None:
+    """Keep `data` under `name` in `path`, whole or not at all. Raises ConfigError where it cannot be written;
+    what was kept before is then as it was."""
+    digest = hashlib.sha256(data).hexdigest()
+    _replace(path / name, f"{_MAGIC}\n{digest}\n{data.hex()}\n")
+
+
+def kept(path: Path, name: str, bytes_max: int) -> bytes | None:
+    """Return what was kept under `name` in `path`; None: nothing ever was. Raises ConfigError where it cannot
+    be read, is longer than `bytes_max`, or is not what was written: the file is then as it was."""
+    target = path / name
+    try:
+        with open(target, "rb") as file:
+            raw = file.read(2 * bytes_max + 256)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise ConfigError(f"cannot read {target}: {exc.strerror}") from None
+    try:
+        magic, digest, text, rest = raw.decode("ascii").split("\n")
+        data = bytes.fromhex(text)
+        if magic != _MAGIC or rest or hashlib.sha256(data).hexdigest() != digest or len(data) > bytes_max:
+            raise ValueError("not what was written")
+    except ValueError:
+        raise ConfigError(f"{target} is damaged or not ours: restore it, or move it away") from None
+    return data
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def _replace(target: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8", opener=_private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

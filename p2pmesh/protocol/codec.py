@@ -17,6 +17,7 @@ from p2pmesh.config import Limits
 from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError
 from p2pmesh.protocol import fields as f
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.admission import STATEMENTS_MAX
 from p2pmesh.protocol.batching import PACE_MAX, PACE_MIN
 from p2pmesh.protocol.experience import Report, Row
 from p2pmesh.protocol.search import LEAD_ADDRESSES_MAX, LEADS_MAX
@@ -66,6 +67,10 @@ _ROWS_MAX = 64
 """Most outcomes in one report."""
 _TOKENS_MAX = 1_024
 """Most token ids in one chunk."""
+_STATEMENT_BYTES_MAX = 8_192
+"""As `trust.statements.BYTES_MAX`."""
+_SHOWN_BYTES_MAX = 32_768
+"""As `net.link.SHOWN_BYTES_MAX`."""
 _ARRAY_MAX = 1_024
 """Longest list msgpack may build, whatever `limits.digest_max` is set to: the longest of our own."""
 
@@ -320,6 +325,13 @@ def _report(limits: Limits) -> f.Field:
     return f.struct(Report, f.integer(0, VERSION_MAX), f.many(f.Field(row.pack, unpack), _ROWS_MAX))
 
 
+def _load() -> f.Field:
+    seconds = f.seconds()
+    queued, running = f.integer(0, _QUEUED_MAX), f.many(seconds, _RUNNING_MAX)
+    held = f.many(f.exactly(8), HELD_MAX)
+    return f.struct(Load, seconds, f.integer(0, _COUNT_MAX), queued, running, seconds, held, _pace())
+
+
 def _pace() -> f.Field:
     """In thousandths, since loads are most of what is said: three bytes for nine."""
     thousandths = f.integer(round(1_000 * PACE_MIN), round(1_000 * PACE_MAX))
@@ -347,16 +359,6 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         f.text(64),
         parts["path"],
     )
-    load = f.struct(
-        Load,
-        seconds,
-        count,
-        f.integer(0, _QUEUED_MAX),
-        f.many(seconds, _RUNNING_MAX),
-        seconds,
-        f.many(f.exactly(8), HELD_MAX),
-        _pace(),
-    )
     dead = f.many(peer, limits.excluded_max)
 
     def unpack_signed(raw: Any) -> SignedRecord:
@@ -375,7 +377,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Digest: f.struct(m.Digest, f.exactly(8 * m.DIGEST_BUCKETS)),
         m.Pull: f.struct(m.Pull, f.many(peer, limits.digest_max)),
         m.Records: f.struct(m.Records, f.many(signed, limits.records_per_frame_max)),
-        m.LoadReport: f.struct(m.LoadReport, load),
+        m.LoadReport: f.struct(m.LoadReport, _load()),
         m.Forward: f.struct(m.Forward, parts["query"]),
         m.Accept: f.struct(m.Accept, *ident, f.boolean(), seconds, parts["path"], f.text(64)),
         m.Refuse: f.struct(m.Refuse, *ident, reason, detail, seconds, count, dead, peer),
@@ -394,4 +396,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Settle: f.struct(m.Settle, f.query_id(), f.maybe(ended), count),
         m.Claim: f.struct(m.Claim, f.query_id()),
         m.Legacy: f.struct(m.Legacy, parts["query"], f.maybe(ended)),
+        m.Stated: f.struct(m.Stated, f.many(f.binary(_STATEMENT_BYTES_MAX), STATEMENTS_MAX)),
+        m.Shown: f.struct(m.Shown, f.binary(_SHOWN_BYTES_MAX)),
+        m.Granted: f.struct(m.Granted, f.binary(_SHOWN_BYTES_MAX)),
     }

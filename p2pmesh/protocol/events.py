@@ -53,6 +53,14 @@ class DialFailed:
 
 
 @dataclass(frozen=True)
+class Stated:
+    """Somebody at this peer has a statement of a signer's that everybody shall know. Its `Trust` has learnt
+    it."""
+
+    statement: bytes
+
+
+@dataclass(frozen=True)
 class Asked:
     """Somebody at this peer asks. Ends in exactly one `Deliver` of an `Ended`, or one `Fail`, unless
     `Cancelled` comes first."""
@@ -170,6 +178,7 @@ Event: TypeAlias = (
     | Finished
     | Failed
     | Described
+    | Stated
     | Drained
     | Departed
     | Tick

@@ -16,6 +16,7 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.admission import Admission, Trust
 from p2pmesh.protocol.backups import Backups
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.codec import Codec
@@ -45,10 +46,19 @@ class Machine:
     """One peer of the mesh, without a wire and without a model."""
 
     def __init__(
-        self, me: PeerId, name: str, epoch: int, config: Config, signer: Signer, rng: Random, now: float
+        self,
+        me: PeerId,
+        name: str,
+        epoch: int,
+        config: Config,
+        signer: Signer,
+        rng: Random,
+        now: float,
+        trust: Trust | None = None,
     ) -> None:
         """`epoch` must be higher than in any earlier life of `me`, or others hold the old record for newer
-        (they then tell, and the record's version rises above it)."""
+        (they then tell, and the record's version rises above it). `trust`: of the mesh it is in; None: it is
+        in none that has signers."""
         self.me, self.name = me, name
         self.codec = Codec(config.limits)
         self._config = config
@@ -80,6 +90,7 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
         self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
+        self._admission = Admission(trust, self.membership.links, self._out, now)
         self._parts = (
             self.membership,
             self._linking,
@@ -88,6 +99,7 @@ class Machine:
             self.ratings,
             self.relay,
             self.backups,
+            self._admission,
         )
 
     # -- the whole boundary ---------------------------------------------------------------------------
@@ -113,6 +125,7 @@ class Machine:
         self.loads.advance(now)
         self.ratings.advance(now)
         self.gossip.advance(now)
+        self._admission.advance(now)
         due = min([part.deadline for part in self._parts])
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
@@ -155,6 +168,8 @@ class Machine:
                 self.membership.discovered(event.peer, event.addresses, now)
             case e.DialFailed():
                 self._dial_failed(event.peer, now)
+            case e.Stated():
+                self._admission.stated(event.statement)
             case e.Drained():
                 self.draining.begin(self.me, now)
             case e.Departed():
@@ -182,7 +197,7 @@ class Machine:
             case _:
                 assert_never(event)
 
-    def _received(self, peer: PeerId, message: m.PeerMessage, now: float) -> None:  # noqa: C901 - the same
+    def _received(self, peer: PeerId, message: m.PeerMessage, now: float) -> None:  # noqa: C901, PLR0915
         if peer not in self.membership.links:
             return  # said before the link closed
         match message:
@@ -232,6 +247,8 @@ class Machine:
                 self.backups.received(peer, message, now)
             case m.Steal():
                 self._stealing.on_steal(peer, now)
+            case m.Stated() | m.Shown() | m.Granted():
+                self._admission.received(peer, message)
             case _:
                 assert_never(message)
 
@@ -248,6 +265,7 @@ class Machine:
             self.loads.connected(peer)
             self.relay.connected(peer, now)
             self.backups.connected(peer)
+            self._admission.connected(peer)
             self.ratings.connected(peer, now)
 
     def _disconnected(self, peer: PeerId, now: float) -> None:

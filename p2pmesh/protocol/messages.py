@@ -280,6 +280,28 @@ class Legacy:
     ended: Ended | None = None
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What signers have said of the mesh, byte for byte: who was thrown out, who signs. Passed on by whoever
+    did not know it."""
+
+    statements: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What I show to be let in is newer than what you have seen, or old. A signer answers with `Granted`."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Granted:
+    """A certificate of yours that lasts longer."""
+
+    data: bytes
+
+
 PeerMessage: TypeAlias = (
     Ping
     | Ack
@@ -308,5 +330,8 @@ PeerMessage: TypeAlias = (
     | Settle
     | Claim
     | Legacy
+    | Stated
+    | Shown
+    | Granted
 )
 """All of them."""

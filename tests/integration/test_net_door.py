@@ -24,7 +24,7 @@ class Word:
         self.word, self.question, self.answer = word, question, answer
         self.shown: list[tuple[PeerId, bytes]] = []
 
-    def show(self, peer: PeerId | None) -> bytes:
+    def show(self) -> bytes:
         return self.word
 
     def admit(self, peer: PeerId, shown: bytes) -> bytes:

@@ -229,7 +229,16 @@ def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer
 def test_status_says_how_each_engine_does(peer: Peer):
     engine = {"name": "m", "state": "ready", "detail": "", "pid": 7}
     metrics = {"running": 2, "waiting": 1, "ttft_s": 0.256, "decode_tps": 61.4}
-    told = {"name": "a", "id": "i", "alive": 1, "links": 0, "flights": 0, "addresses": [], "unreachable": {}}
+    told = {
+        "name": "a",
+        "id": "i",
+        "alive": 1,
+        "links": 0,
+        "flights": 0,
+        "addresses": [],
+        "unreachable": {},
+        "mesh": None,
+    }
     told["draining"] = True
     peer.body = json.dumps({**told, "engines": [{**engine, "metrics": metrics}, engine]}).encode()
     assert run("status", "--url", peer.url).stdout.splitlines()[-2:] == [

@@ -63,6 +63,9 @@ EVERY: list[m.PeerMessage] = [
     m.Settle("ab" * 16, Ended(Usage(5, 6), "stop", "small", "00" * 32, HOPS)),  # type: ignore[arg-type]
     m.Claim("ab" * 16),  # type: ignore[arg-type]
     m.Legacy(query(), None),
+    m.Stated((b"a", b"")),
+    m.Shown(b"me"),
+    m.Granted(b"more"),
 ]
 
 
@@ -76,7 +79,7 @@ def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
 
 
 def test_tags_are_positions_and_never_change() -> None:
-    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(27))
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(30))
     assert CODEC.tags == {type(message): tag for tag, message in enumerate(EVERY)}
 
 

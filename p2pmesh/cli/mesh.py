@@ -1,0 +1,180 @@
+"""The verbs of a private mesh: found one, let machines in, throw them out. Each says what to do next.
+
+`create` and `join` work on the state directory of a peer that does not run; the others talk to one that does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from p2pmesh.cli import client
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_STATE = click.option("--state", default="", envvar="P2PMESH_STATE", help="State directory of the peer.")
+_URL = click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+class Span(click.ParamType[float]):
+    """A time span, like 90s, 30m, 12h or 7d, in seconds."""
+
+    name = "SPAN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return it in seconds. Fails for anything else."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        number, unit = value[:-1], value[-1:]
+        if not (number.isascii() and number.isdigit() and len(number) < 9 and unit in _UNITS):
+            self.fail(f"{value!r} is no time span like 90s, 30m, 12h or 7d", param, ctx)
+        return float(int(number) * _UNITS[unit])
+
+
+@click.group()
+def mesh() -> None:
+    """A private mesh: one that lets in only whom its signers have let in."""
+
+
+@mesh.command()
+@click.argument("name", default="mesh")
+@click.option("--zone", "zones", multiple=True, help="A zone this peer may see beside the general one.")
+@_STATE
+@_JSON
+def create(name: str, zones: tuple[str, ...], state: str, as_json: bool) -> None:
+    """Found a mesh called NAME, on this machine alone; the key that lets others in stays here."""
+    from p2pmesh.errors import MeshError
+    from p2pmesh.net.identity import load_or_create
+    from p2pmesh.peer import credentials
+    from p2pmesh.peer import state as states
+
+    path = states.directory(state)
+    try:
+        with states.locked(path):
+            standing = credentials.found(path, load_or_create(path / states.KEY), name, zones)
+    except MeshError as exc:
+        _stop(exc)
+    if as_json:
+        click.echo(json.dumps({"name": name, "id": standing.roster.mesh.hex(), "peer": standing.me}))
+        return
+    click.echo(
+        f"the mesh {name} is founded; who has {path / credentials.SIGNER_KEY} lets others in: keep a copy"
+    )
+    click.echo("start this peer with `p2pmesh up --listen /ip4/0.0.0.0/tcp/4001`, then `p2pmesh invite`")
+
+
+@click.command()
+@click.option("--zone", "zones", multiple=True, help="A zone whoever joins may see beside the general one.")
+@click.option("--expires", type=Span(), default="1h", show_default=True, help="How long the ticket is good.")
+@click.option("--uses", type=int, default=1, show_default=True, help="How many machines it lets in.")
+@_URL
+@_STATE
+@_JSON
+def invite(
+    zones: tuple[str, ...], expires: float, uses: int, url: str | None, state: str, as_json: bool
+) -> None:
+    """Print a ticket that lets another machine join. Whoever has it is let in: show it to nobody else."""
+    body = {"zones": list(zones), "expires_s": expires, "uses": uses}
+    told = client.call(client.find(url, state), "POST", "/mesh/v1/invite", body)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(told["ticket"])
+    click.echo("on the other machine: p2pmesh join TICKET", err=True)
+    if all(address.startswith(("/ip4/127.", "/ip6/::1/")) for address in told["addresses"]):
+        click.echo(
+            "this peer listens on loopback only, so only this machine can use it: see --listen", err=True
+        )
+
+
+@click.command()
+@click.argument("ticket")
+@_STATE
+@_JSON
+def join(ticket: str, state: str, as_json: bool) -> None:
+    """Join the mesh that TICKET is for. The peer of this state directory must not run."""
+    from p2pmesh.errors import MeshError
+
+    try:
+        told = _join(ticket, state)
+    except MeshError as exc:
+        _stop(exc)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    also = "".join(f" and {zone}" for zone in told["zones"] if zone != "general")
+    click.echo(f"joined {told['name']}; this peer may see general{also}. Start it with `p2pmesh up`")
+
+
+def _join(text: str, state: str) -> dict[str, Any]:
+    """Show the ticket where it was given out, and keep what comes of it. Raises MeshError."""
+    import time
+    from functools import partial
+
+    import trio
+
+    from p2pmesh.config import Config
+    from p2pmesh.errors import NetworkError
+    from p2pmesh.net.identity import load_or_create
+    from p2pmesh.net.knock import knock
+    from p2pmesh.peer import credentials
+    from p2pmesh.peer import state as states
+    from p2pmesh.record import PeerId
+    from p2pmesh.trust.standing import shown_for, welcomed
+    from p2pmesh.trust.tickets import Ticket
+
+    ticket = Ticket.parse(text)
+    path, config = states.directory(state), Config()
+    with states.locked(path):
+        credentials.check_outside(path)
+        identity = load_or_create(path / states.KEY)
+        failures = []
+        for address in ticket.addresses:
+            show = partial(knock, identity, config.net, config.limits.frame_bytes_max, PeerId(ticket.peer))
+            try:
+                granted = trio.run(show, address, shown_for(ticket))
+                break
+            except NetworkError as exc:
+                failures.append(f"{address}: {exc}")
+        else:
+            raise NetworkError(f"the peer that gave out the ticket: {'; '.join(failures) or 'no address'}")
+        standing = welcomed(granted, ticket, identity.id, time.time)
+        credentials.joined(path, standing, tuple(f"{a}/p2p/{ticket.peer}" for a in ticket.addresses))
+        member = standing.member()
+    return {
+        "name": standing.roster.name,
+        "id": standing.roster.mesh.hex(),
+        "peer": standing.me,
+        "zones": sorted(member.zones),
+        "until": member.until,
+    }
+
+
+@click.command()
+@click.argument("peer")
+@_URL
+@_STATE
+@_JSON
+def revoke(peer: str, url: str | None, state: str, as_json: bool) -> None:
+    """Throw PEER, a name or an id, out of the mesh. A new ticket lets it in again."""
+    base = client.find(url, state)
+    known = client.call(base, "GET", "/mesh/v1/peers")["peers"]
+    meant = [other["id"] for other in known if peer in (other["id"], other["name"])]
+    if len(meant) > 1:
+        raise click.UsageError(f"{len(meant)} peers are called {peer}: say which by its id")
+    if not meant and len(peer) < 50:
+        raise click.UsageError(
+            f"no peer known here is called {peer}: `p2pmesh peers` lists them; or give its id"
+        )
+    body = {"peer": meant[0] if meant else peer}
+    client.call(base, "POST", "/mesh/v1/revoke", body)
+    if as_json:
+        click.echo(json.dumps(body))
+
+
+def _stop(failure: Exception) -> NoReturn:
+    click.echo(f"p2pmesh: {failure}", err=True)
+    sys.exit(1)

@@ -1,0 +1,113 @@
+"""What a peer keeps of its mesh: genesis, statements, certificate, tickets given out, and a signer's key.
+
+Knows files. One file holds all but the key, so that it is whole or as it was; what is in it `trust.standing`
+judges. A signer's key is a file of its own, made like a peer's, so that it can be taken off the machine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from p2pmesh.errors import ConfigError, Untrusted
+from p2pmesh.net import identity as identities
+from p2pmesh.net.identity import Identity
+from p2pmesh.peer import state
+from p2pmesh.record import PeerId
+from p2pmesh.trust.standing import Standing
+from p2pmesh.trust.statements import Genesis, Quorum, Signed
+from p2pmesh.trust.tickets import OPEN_MAX, Invite
+
+SIGNER_KEY = "signer.key"
+CONTACTS_MAX = 4
+"""Most addresses kept of who let this peer in."""
+_FILE = "mesh"
+_FILE_BYTES_MAX = 16 * 2**20
+"""Longest file, in bytes: 16 signers who each have thrown out a thousand."""
+
+
+class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """What the file holds."""
+
+    genesis: bytes
+    certificate: bytes
+    statements: list[bytes]
+    contacts: Annotated[list[str], msgspec.Meta(max_length=CONTACTS_MAX)]
+    invites: Annotated[list[Invite], msgspec.Meta(max_length=OPEN_MAX)]
+
+
+def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
+    """Return the standing kept in the state directory `path`, kept up from now on, and the addresses of who
+    let this peer in; None: in no mesh.
+
+    Raises ConfigError where a file cannot be read or is damaged: nothing was changed.
+    """
+    data = state.kept(path, _FILE, _FILE_BYTES_MAX)
+    if data is None:
+        return None
+    try:
+        kept = msgspec.msgpack.decode(data, type=_Kept)
+        signed = [Signed.parse(one) for one in (kept.genesis, kept.certificate, *kept.statements)]
+        standing = Standing(me, signed[0], signed[1], time.time, signed[2:], tuple(kept.invites), _key(path))
+    except (msgspec.MsgspecError, Untrusted) as exc:
+        raise ConfigError(
+            f"{path / _FILE} is damaged or not ours ({exc}): restore it, or join anew"
+        ) from None
+    contacts = tuple(kept.contacts)
+    standing.on_change = lambda: _keep(path, standing, contacts)
+    return standing, contacts
+
+
+def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
+    """Keep `standing` in `path`. Raises ConfigError where it cannot be written; it is then as it was."""
+    kept = _Kept(
+        standing.genesis.to_bytes(),
+        standing.certificate.to_bytes(),
+        list(standing.statements()),
+        list(contacts),
+        list(standing.invites),
+    )
+    state.keep(path, _FILE, msgspec.msgpack.encode(kept))
+
+
+def found(path: Path, me: Identity, name: str, zones: tuple[str, ...]) -> Standing:
+    """Found a mesh in `path`, with a new signer's key, and let this peer in.
+
+    Raises ConfigError where the peer is in a mesh already, or nothing can be written; it is then in none.
+    """
+    check_outside(path)
+    key = identities.load_or_create(path / SIGNER_KEY)
+    try:
+        genesis = Signed.of(Genesis(name, Quorum((key.id,), 1, 1), secrets.token_bytes(16)))
+        draft = Standing(me.id, genesis, genesis, time.time, key=key)
+        standing = Standing(me.id, genesis, draft.certify(me.id, zones), time.time, key=key)
+    except Untrusted as exc:
+        raise ConfigError(f"no such mesh can be: {exc}") from None
+    _keep(path, standing, ())
+    return standing
+
+
+def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
+    """Keep the first standing of this peer, and where it got that. Raises ConfigError as `found` does."""
+    check_outside(path)
+    _keep(path, standing, contacts)
+
+
+def check_outside(path: Path) -> None:
+    """Raise ConfigError where the peer of `path` is in a mesh already."""
+    if (path / _FILE).exists():
+        raise ConfigError(
+            f"the peer in {path} is in a mesh already: give this one a state directory of its own, or move "
+            f"{path / _FILE} away to leave that mesh for good"
+        )
+
+
+def _key(path: Path) -> Identity | None:
+    with suppress(FileNotFoundError):
+        return identities.load(path / SIGNER_KEY)
+    return None

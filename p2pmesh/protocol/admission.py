@@ -1,0 +1,144 @@
+"""What signers say of the mesh travels to everybody, and who is out is let go.
+
+It passes statements on and ends links. What a statement proves, whose certificate counts and when it must be
+renewed, it is told by what it is given (`Trust`); so it knows no key, no certificate and no calendar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Protocol
+
+from typing_extensions import assert_never
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.protocol.events import Effect, Hangup, Notify, Send
+from p2pmesh.protocol.messages import Granted, Shown, Stated
+from p2pmesh.record import PeerId
+
+LOOK_S = 5.0
+"""Seconds between two looks at whose certificate has ended, and whether our own must be renewed."""
+STATEMENTS_MAX = 64
+"""Most statements in one message; more take several."""
+
+
+class Trust(Protocol):
+    """A mesh's certificates, as this peer has them."""
+
+    def statements(self) -> Collection[bytes]:
+        """Return all that signers have said beside certificates, in an order in which it can be learnt."""
+
+    def learn(self, statement: bytes) -> bool:
+        """Take what somebody passes on; return whether it is new. Raises Untrusted where it does not hold."""
+
+    def show(self) -> bytes:
+        """Return what this peer shows to be let in."""
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        """Judge what `peer` shows. Return what it is to be granted, or nothing. Raises Untrusted where it is
+        not let in."""
+
+    def take(self, granted: bytes) -> bool:
+        """Take what was granted to this peer; return whether it shows something better from now on."""
+
+    def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
+        """Return those of `peers`, which were all let in, that are not any more."""
+
+    def renewal(self) -> bytes:
+        """Return what to show to signers so that they renew what this peer shows; nothing: it is fresh."""
+
+
+class Admission:
+    """The part of a machine that is in a mesh with signers."""
+
+    def __init__(self, trust: Trust | None, links: Collection[PeerId], out: list[Effect], now: float) -> None:
+        """`trust`: None where the peer is in no mesh, and nothing of this happens. `links`: whom this peer is
+        linked to, a live view."""
+        self._trust, self._links, self._out = trust, links, out
+        self.deadline = math.inf if trust is None else now + LOOK_S
+
+    def connected(self, peer: PeerId) -> None:
+        """Tell a new neighbour all there is to know: what it missed while it was away."""
+        if self._trust is not None:
+            self._tell(peer, list(self._trust.statements()))
+
+    def stated(self, statement: bytes) -> None:
+        """Somebody at this peer has it from a signer, and `trust` has learnt it."""
+        if self._trust is not None:
+            self._pass_on(self._trust, [statement], None)
+
+    def received(self, peer: PeerId, message: Stated | Shown | Granted) -> None:
+        """A neighbour says something of certificates."""
+        if self._trust is None:
+            return  # nobody in a mesh is linked to one that is in none
+        match message:
+            case Stated():
+                self._on_stated(self._trust, peer, message)
+            case Shown():
+                self._on_shown(self._trust, peer, message)
+            case Granted():
+                self._on_granted(self._trust, peer, message)
+            case _:
+                assert_never(message)
+
+    def _on_stated(self, trust: Trust, peer: PeerId, message: Stated) -> None:
+        """A neighbour passes something on: if it is new, so do we."""
+        new = []
+        for statement in message.statements:
+            try:
+                if trust.learn(statement):
+                    new.append(statement)
+            except Untrusted as exc:
+                self._out.append(Notify(peer, f"passes on what does not hold: {exc}"))
+        if new:
+            self._pass_on(trust, new, peer)
+
+    def _on_shown(self, trust: Trust, peer: PeerId, message: Shown) -> None:
+        """A neighbour has something newer to show, or wants it renewed."""
+        try:
+            granted = trust.admit(peer, message.data)
+        except Untrusted as exc:
+            self._out.append(Notify(peer, f"is let go: {exc}"))
+            self._out.append(Hangup(peer))
+            return
+        if granted:
+            self._out.append(Send(peer, Granted(granted)))
+
+    def _on_granted(self, trust: Trust, peer: PeerId, message: Granted) -> None:
+        """A signer has renewed what this peer shows."""
+        try:
+            better = trust.take(message.data)
+        except Untrusted as exc:
+            self._out.append(Notify(peer, f"grants what does not hold: {exc}"))
+            return
+        if better:
+            self._show(trust.show())
+
+    def advance(self, now: float) -> None:
+        """Let go whose certificate has ended, and ask for a new one in time."""
+        if now < self.deadline or self._trust is None:
+            return
+        self.deadline = now + LOOK_S
+        self._let_go(self._trust)
+        if asked := self._trust.renewal():
+            self._show(asked)
+
+    def _pass_on(self, trust: Trust, statements: list[bytes], came_from: PeerId | None) -> None:
+        self._let_go(trust)
+        for peer in sorted(self._links):
+            if peer != came_from:
+                self._tell(peer, statements)
+
+    def _tell(self, peer: PeerId, statements: list[bytes]) -> None:
+        for at in range(0, len(statements), STATEMENTS_MAX):
+            self._out.append(Send(peer, Stated(tuple(statements[at : at + STATEMENTS_MAX]))))
+
+    def _show(self, data: bytes) -> None:
+        for peer in sorted(self._links):
+            self._out.append(Send(peer, Shown(data)))
+
+    def _let_go(self, trust: Trust) -> None:
+        for peer in trust.outsiders(sorted(self._links)):
+            self._out.append(Notify(peer, "is let go: it is in the mesh no more"))
+            self._out.append(Hangup(peer))

@@ -1,0 +1,300 @@
+"""What this peer shows to be let in, and how it judges what others show. Pure: it is given a clock.
+
+It puts together a roster, this peer's own certificate and, where a signer's key is on this machine, that key.
+It knows no file and no wire: whoever keeps it is told when it has changed, and passes on what it says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Annotated
+
+import msgspec
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.record import PeerId
+from p2pmesh.trust import tickets
+from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Member, Roster
+from p2pmesh.trust.statements import BYTES_MAX, Certificate, Change, Revocation, Signed, Signer
+from p2pmesh.trust.tickets import SECRET_BYTES, Invite, Ticket
+
+LIFE_S = LIFE_MAX_S
+"""Seconds that a certificate lasts: for so long is in who was thrown out, where nobody has heard of it."""
+ZONED_LIFE_S = 86_400
+"""The same of one with zones. A guess: a room whose signer is away for a day."""
+CHANGES_SHOWN_MAX = 4
+"""Most changes of signers shown at a door, so that one who missed them can judge the certificate after them.
+More are learnt from whoever lets one in."""
+_DRAFT_S = 60.0
+"""Seconds for which one draft is offered to the signers: their signatures must be under the same bytes."""
+_ADMITTED_MAX = 4_096
+"""Most certificates remembered of those that were let in; as many as there can be connections, and more."""
+
+_Statement = Annotated[bytes, msgspec.Meta(max_length=BYTES_MAX)]
+_Statements = Annotated[tuple[_Statement, ...], msgspec.Meta(max_length=CHANGES_SHOWN_MAX)]
+
+
+class _Papers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
+    """What a member shows."""
+
+    certificate: _Statement
+    changes: _Statements = ()
+    draft: _Statement = b""
+    """What it would have signed; empty: nothing."""
+
+
+class _Secret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
+    """What the holder of a ticket shows."""
+
+    secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+
+
+class _Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What the holder of a ticket is given."""
+
+    genesis: _Statement
+    statements: Annotated[tuple[_Statement, ...], msgspec.Meta(max_length=64)]
+    certificate: _Statement
+
+
+_shown = msgspec.msgpack.Decoder(_Papers | _Secret)
+
+
+class Standing:
+    """This peer in its mesh. Implements `net.door.Door` and `protocol.admission.Trust`."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        genesis: Signed,
+        certificate: Signed,
+        clock: Callable[[], float],
+        statements: Collection[Signed] = (),
+        invites: tuple[Invite, ...] = (),
+        key: Signer | None = None,
+    ) -> None:
+        """`clock`: Unix seconds. `key`: of a signer, where this machine has one. Raises Untrusted for
+        statements that do not belong together; an expired certificate is taken, and shown in vain."""
+        self.me = me
+        self.genesis = genesis
+        self.roster = Roster(genesis)
+        for signed in statements:
+            self.roster.add(signed)
+        self.certificate = certificate
+        self.invites = invites
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there is something new to keep. What it raises comes out of what caused it."""
+        self._key = key
+        self._clock = clock
+        self._admitted: dict[PeerId, Signed] = {}
+        self._draft: Signed | None = None
+        self._drafted = -math.inf
+
+    @property
+    def signs(self) -> bool:
+        """Whether the key of a signer of today is on this machine."""
+        return self._key is not None and self._key.id in self.roster.quorum.signers
+
+    def member(self) -> Member:
+        """Return this peer as others see it. Raises Untrusted where they do not let it in."""
+        return self.roster.check(self.certificate, self.me, self._clock())
+
+    # -- the door -------------------------------------------------------------------------------------
+
+    def show(self) -> bytes:
+        """Return this peer's certificate, with what it takes to judge it."""
+        return self._papers(b"")
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        """Let in `peer` by its certificate and return nothing, or, where it wants that renewed and this peer
+        signs, the new one; to whoever shows a ticket, what it is for. Raises Untrusted, saying why not."""
+        try:
+            papers = _shown.decode(shown)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise Untrusted(
+                "you are in no mesh: join it with a ticket" if not shown else "no certificate"
+            ) from None
+        if isinstance(papers, _Secret):
+            return self._redeem(peer, papers.secret)
+        for change in papers.changes:
+            self._learn_quietly(change)
+        certificate = Signed.parse(papers.certificate)
+        member = self.roster.check(certificate, peer, self._clock())
+        self._remember(peer, certificate)
+        return self._renewed(member, certificate, papers.draft) if papers.draft and self.signs else b""
+
+    # -- what signers say -----------------------------------------------------------------------------
+
+    def statements(self) -> Collection[bytes]:
+        """Return all that signers have said beside certificates."""
+        return [signed.to_bytes() for signed in self.roster]
+
+    def learn(self, statement: bytes) -> bool:
+        """Take a change of signers or a revocation; return whether it is new. Raises as `Roster.add`."""
+        new = self.roster.add(Signed.parse(statement))
+        if new:
+            self.roster.forget(self._clock())
+            self.on_change()
+        return new
+
+    def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
+        """Return those of `peers` that would not be let in any more."""
+        now, found = self._clock(), []
+        for peer in peers:
+            try:
+                self.roster.check(self._admitted[peer], peer, now)
+            except (KeyError, Untrusted):
+                found.append(peer)
+        return found
+
+    # -- renewal --------------------------------------------------------------------------------------
+
+    def renewal(self) -> bytes:
+        """Return what to show to signers, once the certificate is past half its life; before that nothing."""
+        said, now = self._said, self._clock()
+        if now < (said.not_before + said.not_after) / 2:
+            return b""
+        if self._draft is None or not 0 <= now - self._drafted < _DRAFT_S:
+            life = said.not_after - said.not_before
+            new = Certificate(said.mesh, said.peer, said.zones, int(now), int(now) + life)
+            self._draft, self._drafted = Signed.of(new, [self._key] if self.signs and self._key else ()), now
+            if self._complete(self._draft):
+                return self.show()
+        return self._papers(self._draft.to_bytes())
+
+    def take(self, granted: bytes) -> bool:
+        """Take a signature under the draft; return whether there are enough of them now. Raises Untrusted for
+        anything else."""
+        signed = Signed.parse(granted)
+        if self._draft is None or signed.body != self._draft.body:
+            return False  # of an earlier draft
+        merged = dict(self._draft.signatures)
+        merged.update((signer, text) for signer, text in signed.signatures if signer in signed.signers)
+        self._draft = Signed(self._draft.statement, self._draft.body, tuple(sorted(merged.items())))
+        return self._complete(self._draft)
+
+    def _complete(self, draft: Signed) -> bool:
+        """Show it from now on, if it grants all that the old one was to grant."""
+        try:
+            member = self.roster.check(draft, self.me, self._clock())
+        except Untrusted:
+            return False
+        if not member.zones.issuperset(self._said.zones):
+            return False
+        self.certificate, self._draft = draft, None
+        self.on_change()
+        return True
+
+    def _renewed(self, member: Member, certificate: Signed, draft: bytes) -> bytes:
+        """Sign a draft of `member`'s, if it asks for no more than it has. Returns nothing otherwise."""
+        signed, now = Signed.parse(draft), self._clock()
+        new, old = signed.statement, certificate.statement
+        assert isinstance(old, Certificate)
+        if (
+            self._key is None
+            or not isinstance(new, Certificate)
+            or (new.mesh, new.peer) != (old.mesh, old.peer)
+            or not member.zones.issuperset(new.zones)
+            or abs(now - new.not_before) > SKEW_S / 2
+            or new.not_after - new.not_before > old.not_after - old.not_before
+        ):
+            return b""
+        return signed.signed([self._key]).to_bytes()
+
+    # -- tickets --------------------------------------------------------------------------------------
+
+    def invite(
+        self, secret: bytes, addresses: tuple[str, ...], zones: tuple[str, ...], life_s: float, uses: int
+    ) -> Ticket:
+        """Return a ticket of `secret`, random bytes, which lets `uses` peers in during `life_s` seconds.
+        Raises Untrusted where this peer alone cannot let them in."""
+        self._check_alone(zones)
+        now = self._clock()
+        ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
+        self.invites = tickets.invite(secret, zones, now + life_s, uses, self.invites, now)
+        self.on_change()
+        return Ticket.parse(str(ticket))
+
+    def certify(self, peer: PeerId, zones: tuple[str, ...]) -> Signed:
+        """Return a certificate of `peer`, signed with this machine's key. Raises Untrusted where that does
+        not let it in."""
+        self._check_alone(zones)
+        assert self._key is not None
+        # Whoever was thrown out before is in again by it.
+        begins = max(int(self._clock()), self.roster.revoked_at(peer) + 1)
+        ends = begins + (ZONED_LIFE_S if zones else LIFE_S)
+        return Signed.of(Certificate(self.roster.mesh, peer, zones, begins, ends), [self._key])
+
+    def revoke(self, peer: PeerId) -> bytes:
+        """Throw `peer` out, and return the statement, for all to know. Raises Untrusted where this machine
+        has no signer's key, and for this peer itself."""
+        if peer == self.me:
+            raise Untrusted("that is this peer itself: let another signer's do it")
+        if self._key is None or not self.signs:
+            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+        # Its certificate may be of a clock that is ahead: no more than `_renewed` lets it be.
+        at = int(self._clock()) + SKEW_S - 1
+        signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
+        self.learn(signed.to_bytes())
+        return signed.to_bytes()
+
+    def _check_alone(self, zones: tuple[str, ...]) -> None:
+        if not self.signs:
+            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+        needed = self.roster.quorum.zoned if zones else self.roster.quorum.admit
+        if needed > 1:
+            raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
+
+    def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
+        found, after = tickets.redeem(secret, peer, self.invites, self._clock())
+        certificate = self.certify(peer, found.zones)
+        self.invites = after
+        self.on_change()  # before it is given: a ticket must not be good again after a crash
+        known = tuple(signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change))
+        return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), known, certificate.to_bytes()))
+
+    # ------------------------------------------------------------------------------------------------
+
+    @property
+    def _said(self) -> Certificate:
+        assert isinstance(self.certificate.statement, Certificate)
+        return self.certificate.statement
+
+    def _papers(self, draft: bytes) -> bytes:
+        changes = [signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change)]
+        shown = _Papers(self.certificate.to_bytes(), tuple(changes[-CHANGES_SHOWN_MAX:]), draft)
+        return msgspec.msgpack.encode(shown)
+
+    def _learn_quietly(self, statement: bytes) -> None:
+        try:
+            self.learn(statement)
+        except Untrusted:
+            return  # it is not what the certificate is judged by
+
+    def _remember(self, peer: PeerId, certificate: Signed) -> None:
+        self._admitted.pop(peer, None)
+        if len(self._admitted) >= _ADMITTED_MAX:
+            del self._admitted[next(iter(self._admitted))]
+        self._admitted[peer] = certificate
+
+
+def shown_for(ticket: Ticket) -> bytes:
+    """Return what the holder of `ticket` shows."""
+    return msgspec.msgpack.encode(_Secret(ticket.secret))
+
+
+def welcomed(granted: bytes, ticket: Ticket, me: PeerId, clock: Callable[[], float]) -> Standing:
+    """Return the standing that a peer has by what it was given for `ticket`. Raises Untrusted where that is
+    not the mesh it was invited to, or does not let it in."""
+    try:
+        given = msgspec.msgpack.decode(granted, type=_Welcome)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Untrusted(f"what was given for the ticket is no certificate: {error}") from None
+    genesis = Signed.parse(given.genesis)
+    if genesis.digest != ticket.mesh:
+        raise Untrusted("what was given for the ticket is of another mesh")
+    statements = [Signed.parse(statement) for statement in given.statements]
+    standing = Standing(me, genesis, Signed.parse(given.certificate), clock, statements)
+    standing.member()
+    return standing

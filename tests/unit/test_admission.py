@@ -1,0 +1,133 @@
+"""What signers say reaches everybody once, and who is out is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.protocol import events as e
+from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.admission import LOOK_S, STATEMENTS_MAX
+from p2pmesh.record import PeerId
+from tests.machines import UNABLE, A, B, Bench, C, of, sent
+
+
+class Trust:
+    """Statements are words; one that begins with a peer's name throws it out."""
+
+    def __init__(self) -> None:
+        self.said: list[bytes] = []
+        self.out: set[PeerId] = set()
+        self.asks = self.grants = b""
+        self.better = False
+
+    def statements(self) -> Collection[bytes]:
+        return self.said
+
+    def learn(self, statement: bytes) -> bool:
+        if statement == b"false":
+            raise Untrusted("no signer has said so")
+        if statement in self.said:
+            return False
+        self.said.append(statement)
+        self.out.add(PeerId(statement.decode()))
+        return True
+
+    def show(self) -> bytes:
+        return b"me"
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        if shown == b"bad":
+            raise Untrusted("its certificate has expired")
+        return self.grants
+
+    def take(self, granted: bytes) -> bool:
+        if granted == b"false":
+            raise Untrusted("not a statement")
+        return self.better
+
+    def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
+        return [peer for peer in peers if peer in self.out]
+
+    def renewal(self) -> bytes:
+        return self.asks
+
+
+class Meshed(Bench):
+    def __init__(self, *peers: PeerId) -> None:
+        self.trust = Trust()
+        super().__init__(UNABLE, trust=self.trust)
+        self.link(*peers, capability=UNABLE)
+
+
+def let_go(effects: list[e.Effect]) -> list[PeerId]:
+    return [effect.peer for effect in of(effects, e.Hangup)]
+
+
+def test_what_is_new_is_passed_on_to_all_others_and_what_is_old_to_nobody() -> None:
+    bench = Meshed(A, B, C)
+    effects = bench.say(A, m.Stated((b"x", b"y")))
+    assert [(s.peer, s.message) for s in of(effects, e.Send) if isinstance(s.message, m.Stated)] == [
+        (peer, m.Stated((b"x", b"y"))) for peer in (B, C)
+    ]
+    assert not sent(bench.say(B, m.Stated((b"x", b"y"))), m.Stated)
+    effects = bench.say(B, m.Stated((b"y", b"false", b"z")))
+    assert sent(effects, m.Stated, A) == [m.Stated((b"z",))]
+    assert "does not hold" in of(effects, e.Notify)[0].what
+
+
+def test_a_new_neighbour_hears_all_of_it() -> None:
+    bench = Meshed()
+    bench.trust.said = [b"%d" % n for n in range(STATEMENTS_MAX + 1)]
+    told = sent(bench.link(A, capability=UNABLE), m.Stated, A)
+    assert [len(message.statements) for message in told] == [STATEMENTS_MAX, 1]
+    assert not sent(Meshed().link(A, capability=UNABLE), m.Stated)
+
+
+def test_who_is_thrown_out_is_let_go_at_once_and_the_others_hear_of_it() -> None:
+    bench = Meshed(A, B, C)
+    effects = bench.say(A, m.Stated((b"b",)))
+    assert let_go(effects) == [B]
+    assert sent(effects, m.Stated, C)
+    bench = Meshed(A, B)
+    bench.trust.learn(b"a")  # as its own signer does
+    effects = bench.handle(e.Stated(b"a"))
+    assert let_go(effects) == [A]
+    assert sent(effects, m.Stated, B) == [m.Stated((b"a",))]
+
+
+def test_whose_certificate_ends_is_let_go_at_the_next_look() -> None:
+    bench = Meshed(A, B)
+    bench.trust.out.add(A)
+    assert let_go(bench.wait(LOOK_S)) == [A]
+
+
+def test_who_shows_something_newer_is_judged_by_that() -> None:
+    bench = Meshed(A)
+    assert not let_go(bench.say(A, m.Shown(b"good")))
+    assert let_go(bench.say(A, m.Shown(b"bad"))) == [A]
+    bench = Meshed(A)
+    bench.trust.grants = b"more"
+    assert sent(bench.say(A, m.Shown(b"old")), m.Granted, A) == [m.Granted(b"more")]
+
+
+def test_what_gets_old_is_shown_to_all_until_it_is_renewed_and_then_once_more() -> None:
+    bench = Meshed(A, B)
+    assert not sent(bench.wait(LOOK_S), m.Shown)
+    bench.trust.asks = b"old"
+    for _ in range(2):
+        assert sent(bench.wait(LOOK_S), m.Shown) == [m.Shown(b"old")] * 2
+    assert not sent(bench.say(A, m.Granted(b"half")), m.Shown)
+    bench.trust.better, bench.trust.asks = True, b""
+    assert sent(bench.say(A, m.Granted(b"more")), m.Shown) == [m.Shown(b"me")] * 2
+    assert not sent(bench.wait(2 * LOOK_S), m.Shown)
+    assert "does not hold" in of(bench.say(A, m.Granted(b"false")), e.Notify)[0].what
+
+
+def test_a_peer_in_no_mesh_takes_none_of_it() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B, capability=UNABLE)
+    for message in (m.Stated((b"a",)), m.Shown(b"x"), m.Granted(b"x")):
+        assert not of(bench.say(A, message), e.Hangup)
+        assert not sent(bench.say(A, message), type(message))
+    assert not let_go(bench.handle(e.Stated(b"a")))

@@ -1,0 +1,331 @@
+"""What a peer shows lets it in, nothing else does, and signers renew no more than there was."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from p2pmesh.errors import Untrusted
+from p2pmesh.net.identity import Identity
+from p2pmesh.net.link import SHOWN_BYTES_MAX
+from p2pmesh.record import GENERAL, PeerId
+from p2pmesh.trust import standing as standings
+from p2pmesh.trust.roster import SKEW_S
+from p2pmesh.trust.standing import LIFE_S, ZONED_LIFE_S, Standing, shown_for, welcomed
+from p2pmesh.trust.statements import Certificate, Signed
+from p2pmesh.trust.tickets import Ticket
+from tests.unit.keyring import (
+    ADA,
+    BLAISE,
+    CARL,
+    DAY,
+    KEYS,
+    NOW,
+    certificate,
+    change,
+    genesis,
+    quorum,
+    revocation,
+)
+
+SECRET = b"s" * 16
+MESH = genesis(KEYS[0])
+THREE = genesis(*KEYS[:3], admit=2)
+
+
+class Clock:
+    now = float(NOW)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def member(
+    clock: Clock,
+    peer: PeerId = ADA,
+    mesh: Signed = MESH,
+    key: Identity | None = None,
+    zones: tuple[str, ...] = (),
+    by: tuple[Identity, ...] = (KEYS[0],),
+    life: int = DAY,
+) -> Standing:
+    papers = certificate(mesh, *by, peer=peer, zones=zones, begins=int(clock.now), life=life)
+    return Standing(peer, mesh, papers, clock, key=key)
+
+
+def signer(clock: Clock, peer: PeerId = BLAISE) -> Standing:
+    return member(clock, peer, key=KEYS[0])
+
+
+def test_members_let_one_another_in_and_nobody_else(clock: Clock) -> None:
+    ada, blaise = member(clock), member(clock, BLAISE)
+    assert blaise.admit(ADA, ada.show()) == b""
+    assert ada.admit(BLAISE, blaise.show()) == b""
+    assert blaise.outsiders([ADA, CARL]) == [CARL]
+    stranger = member(clock, CARL, by=(KEYS[1],))
+    for peer, shown, why in (
+        (CARL, ada.show(), "another peer's"),
+        (CARL, stranger.show(), "0 of 1 signers"),
+        (CARL, b"", "join it with a ticket"),
+        (CARL, b"\xff" * 9, "no certificate"),
+        (CARL, msgspec.msgpack.encode([0, b"", [], b""]), "not a statement"),
+        (CARL, msgspec.msgpack.encode([0, MESH.to_bytes(), [], b""]), "another mesh"),
+    ):
+        with pytest.raises(Untrusted, match=why):
+            blaise.admit(peer, shown)
+    assert blaise.member().zones == {GENERAL}
+
+
+def test_whoever_was_let_in_is_out_once_his_time_is_over_or_a_signer_says_so(clock: Clock) -> None:
+    blaise = member(clock, BLAISE)
+    for peer in (ADA, CARL):
+        blaise.admit(peer, member(clock, peer).show())
+    changes: list[str] = []
+    blaise.on_change = lambda: changes.append("kept")
+    out = revocation(MESH, KEYS[0], peer=ADA).to_bytes()
+    assert blaise.learn(out)
+    assert not blaise.learn(out)
+    assert changes == ["kept"]
+    assert blaise.outsiders([ADA, CARL]) == [ADA]
+    assert blaise.statements() == [out]
+    with pytest.raises(Untrusted, match="thrown out"):
+        blaise.admit(ADA, member(clock).show())
+    clock.now += DAY
+    assert blaise.outsiders([ADA, CARL]) == [ADA, CARL]
+
+
+def test_who_missed_a_change_of_signers_judges_by_what_he_is_shown(clock: Clock) -> None:
+    first = change(MESH, MESH, quorum(KEYS[1]), KEYS[0])
+    papers = certificate(MESH, KEYS[1], peer=ADA)
+    ada, blaise = Standing(ADA, MESH, papers, clock, [first]), member(clock, BLAISE)
+    assert blaise.admit(ADA, ada.show()) == b""
+    assert blaise.roster.quorum == quorum(KEYS[1])
+
+
+def test_what_is_shown_fits_a_greeting(clock: Clock) -> None:
+    keys = [Identity.from_seed(bytes([200 + n]) * 32) for n in range(16)]
+    mesh, said = genesis(*keys), []
+    after = mesh
+    for n in range(6):
+        after = change(mesh, after, quorum(*keys, admit=1 + n), *keys)
+        said.append(after)
+    papers = certificate(mesh, *keys, zones=tuple("\U0001f512" * 63 + chr(97 + n) for n in range(16)))
+    ada = Standing(ADA, mesh, papers, clock, said)
+    assert len(ada.show()) <= SHOWN_BYTES_MAX
+    clock.now += DAY / 2
+    assert len(ada._papers(papers.to_bytes())) <= SHOWN_BYTES_MAX
+    assert Standing(BLAISE, mesh, papers, clock, said[:2]).admit(ADA, ada.show()) == b""
+
+
+# -- tickets ----------------------------------------------------------------------------------------
+
+
+def test_a_ticket_lets_in_and_is_good_once(clock: Clock) -> None:
+    blaise = signer(clock)
+    kept: list[tuple[PeerId, ...]] = []
+    blaise.on_change = lambda: kept.append(blaise.invites[0].used)
+    ticket = blaise.invite(SECRET, ("/ip4/192.0.2.1/tcp/1",), ("hr",), 60.0, 1)
+    assert ticket == Ticket(MESH.digest, BLAISE, ("/ip4/192.0.2.1/tcp/1",), SECRET)
+    given = blaise.admit(ADA, shown_for(ticket))
+    assert kept == [(), (ADA,)]
+    ada = welcomed(given, ticket, ADA, clock)
+    assert ada.member().zones == {GENERAL, "hr"}
+    assert ada.member().until == NOW + ZONED_LIFE_S
+    assert blaise.admit(ADA, ada.show()) == b""
+    with pytest.raises(Untrusted, match="used up"):
+        blaise.admit(CARL, shown_for(ticket))
+    with pytest.raises(Untrusted, match="no such ticket"):
+        signer(clock).admit(CARL, shown_for(ticket))
+
+
+def test_a_ticket_that_could_not_be_kept_is_not_given(clock: Clock) -> None:
+    blaise = signer(clock)
+    ticket = blaise.invite(SECRET, (), (), 60.0, 1)
+
+    def full() -> None:
+        raise OSError("the disk is full")
+
+    blaise.on_change = full
+    with pytest.raises(OSError, match="full"):
+        blaise.admit(ADA, shown_for(ticket))
+
+
+def test_what_is_given_for_a_ticket_must_be_of_its_mesh_and_for_its_holder(clock: Clock) -> None:
+    blaise = signer(clock)
+    ticket = blaise.invite(SECRET, (), (), 60.0, 9)
+    given = blaise.admit(ADA, shown_for(ticket))
+    assert welcomed(given, ticket, ADA, clock).member().until == NOW + LIFE_S
+    other = Ticket(bytes(32), BLAISE, (), SECRET)
+    for data, for_, peer, why in (
+        (given, other, ADA, "another mesh"),
+        (given, ticket, CARL, "another peer's"),
+        (given[:-1], ticket, ADA, "no certificate"),
+        (b"", ticket, ADA, "no certificate"),
+    ):
+        with pytest.raises(Untrusted, match=why):
+            welcomed(data, for_, peer, clock)
+
+
+def test_only_who_has_a_key_that_suffices_lets_in(clock: Clock) -> None:
+    with pytest.raises(Untrusted, match="no signer's key"):
+        member(clock).invite(SECRET, (), (), 60.0, 1)
+    with pytest.raises(Untrusted, match="no signer's key"):
+        member(clock, key=KEYS[1]).invite(SECRET, (), (), 60.0, 1)
+    two = member(clock, mesh=THREE, by=tuple(KEYS[:2]), key=KEYS[0])
+    with pytest.raises(Untrusted, match="takes 2 signers"):
+        two.invite(SECRET, (), (), 60.0, 1)
+    half = member(clock, mesh=genesis(*KEYS[:2], zoned=2), key=KEYS[0])
+    half.invite(SECRET, (), (), 60.0, 1)
+    with pytest.raises(Untrusted, match="takes 2 signers"):
+        half.invite(SECRET, (), ("hr",), 60.0, 1)
+
+
+# -- throwing out -----------------------------------------------------------------------------------
+
+
+def test_who_was_thrown_out_is_in_again_by_a_new_ticket_and_not_by_an_old_certificate(clock: Clock) -> None:
+    blaise = signer(clock)
+    ticket = blaise.invite(SECRET, (), (), 60.0, 9)
+    ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    out = blaise.revoke(ADA)
+    with pytest.raises(Untrusted, match="thrown out"):
+        blaise.admit(ADA, ada.show())
+    assert ada.learn(out)
+    with pytest.raises(Untrusted, match="thrown out"):
+        ada.member()
+    again = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    assert blaise.admit(ADA, again.show()) == b""
+
+
+def test_a_certificate_of_a_clock_that_is_ahead_is_thrown_out_too(clock: Clock) -> None:
+    ahead = Clock()
+    ahead.now = clock.now + DAY / 2 + SKEW_S / 2
+    ada, blaise = member(clock), signer(clock)
+    clock.now += DAY / 2
+    ada._clock = ahead
+    assert ada.take(blaise.admit(ADA, ada.renewal()))
+    blaise.revoke(ADA)
+    with pytest.raises(Untrusted, match="thrown out"):
+        blaise.admit(ADA, ada.show())
+
+
+def test_nobody_throws_out_himself_or_without_a_key(clock: Clock) -> None:
+    with pytest.raises(Untrusted, match="this peer itself"):
+        signer(clock).revoke(BLAISE)
+    with pytest.raises(Untrusted, match="no signer's key"):
+        member(clock).revoke(BLAISE)
+
+
+# -- renewal ----------------------------------------------------------------------------------------
+
+
+def test_past_half_its_life_a_certificate_is_renewed_with_what_it_grants(clock: Clock) -> None:
+    ada, blaise = member(clock, zones=("hr",)), signer(clock)
+    clock.now += DAY / 2 - 1
+    assert ada.renewal() == b""
+    clock.now += 1
+    asked = ada.renewal()
+    granted = blaise.admit(ADA, asked)
+    changes: list[int] = []
+    ada.on_change = lambda: changes.append(1)
+    assert ada.take(granted)
+    assert changes == [1]
+    assert ada.member().until == int(clock.now) + DAY
+    assert ada.member().zones == {GENERAL, "hr"}
+    assert ada.renewal() == b""
+    assert not ada.take(granted)
+    blaise.admit(ADA, ada.show())
+    clock.now += DAY - 1
+    assert blaise.outsiders([ADA]) == []
+
+
+def test_a_signer_renews_its_own(clock: Clock) -> None:
+    blaise = signer(clock)
+    clock.now += DAY / 2
+    shown = blaise.renewal()
+    assert blaise.member().until == int(clock.now) + DAY
+    assert member(clock).admit(BLAISE, shown) == b""
+    assert blaise.renewal() == b""
+
+
+def test_where_it_takes_two_their_signatures_are_put_together(clock: Clock) -> None:
+    both = tuple(KEYS[:2])
+    ada = member(clock, mesh=THREE, by=both)
+    one, other = (member(clock, BLAISE, mesh=THREE, by=both, key=key) for key in both)
+    clock.now += DAY / 2
+    asked = ada.renewal()
+    clock.now += 30
+    assert ada.renewal() == asked
+    assert not ada.take(one.admit(ADA, asked))
+    assert not ada.take(one.admit(ADA, asked))
+    assert ada.member().until == NOW + DAY
+    assert ada.take(other.admit(ADA, asked))
+    assert ada.member().until == NOW + DAY // 2 + DAY
+    clock.now += DAY / 2
+    old = ada.renewal()
+    clock.now += 61
+    assert ada.renewal() != old
+    assert not ada.take(one.admit(ADA, old))  # of a draft that is given up
+
+
+def test_a_peer_that_signs_nothing_renews_nothing(clock: Clock) -> None:
+    ada, blaise = member(clock), member(clock, BLAISE)
+    clock.now += DAY / 2
+    assert blaise.admit(ADA, ada.renewal()) == b""
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        certificate(MESH, peer=CARL),
+        certificate(MESH, peer=ADA, zones=("hr",)),
+        certificate(MESH, peer=ADA, life=DAY + 1),
+        certificate(MESH, peer=ADA, begins=NOW + SKEW_S),
+        certificate(MESH, peer=ADA, begins=NOW - SKEW_S),
+        certificate(THREE, peer=ADA),
+        revocation(MESH, peer=CARL),
+    ],
+    ids=["another peer", "a zone more", "longer", "ahead", "behind", "another mesh", "no certificate"],
+)
+def test_a_signer_signs_no_more_than_there_was(clock: Clock, asked: Signed) -> None:
+    ada, blaise = member(clock), signer(clock)
+    fair = certificate(MESH, peer=ADA, begins=NOW + 1)
+    assert blaise.admit(ADA, ada._papers(fair.to_bytes()))
+    assert blaise.admit(ADA, ada._papers(asked.to_bytes())) == b""
+
+
+def test_a_zone_that_was_not_granted_is_not_renewed(clock: Clock) -> None:
+    """One of two signers had asked for it, which is not enough: renewal must not make up for the other."""
+    mesh = genesis(*KEYS[:2], admit=1, zoned=2)
+    ada = member(clock, mesh=mesh, zones=("hr",))
+    blaise = member(clock, BLAISE, mesh=mesh, key=KEYS[1])
+    clock.now += DAY / 2
+    assert ada.member().zones == {GENERAL}
+    assert blaise.admit(ADA, ada.renewal()) == b""
+
+
+def test_what_is_granted_without_a_draft_changes_nothing(clock: Clock) -> None:
+    ada = member(clock)
+    assert not ada.take(certificate(MESH, KEYS[0], peer=ADA, zones=("hr",)).to_bytes())
+    with pytest.raises(Untrusted):
+        ada.take(b"x")
+    clock.now += DAY / 2
+    draft = Signed.parse(msgspec.msgpack.decode(ada.renewal())[3])
+    assert isinstance(draft.statement, Certificate)
+    forged = Signed(draft.statement, draft.body, ((KEYS[0].id, bytes(64)),))
+    assert not ada.take(forged.to_bytes())
+    assert ada.member().until == NOW + DAY
+
+
+def test_only_so_many_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standings, "_ADMITTED_MAX", 2)
+    blaise = member(clock, BLAISE)
+    keys = [Identity.from_seed(bytes([n]) * 32).id for n in range(110, 113)]
+    for peer in keys:
+        blaise.admit(peer, member(clock, peer).show())
+    assert blaise.outsiders(keys) == keys[:1]
