@@ -53,8 +53,8 @@ class Limits:
     """Longest path of a query, in peers."""
     excluded_max: int = 32
     """Most peers a query may carry as dead or tried."""
-    records_per_frame_max: int = 32
-    """Most signed records in one frame, so that one stays under `frame_bytes_max`."""
+    records_per_frame_max: int = 16
+    """Most signed records in one frame, so that one stays under `frame_bytes_max`, certificates too."""
     digest_max: int = 1_024
     """Most lines in one digest: the record cache."""
     record_bytes_max: int = 7_700
@@ -79,7 +79,7 @@ class Limits:
         _positive(self, *self.__dataclass_fields__)
         if self.prompt_bytes_max > self.frame_bytes_max // 2:
             raise ConfigError("limits.prompt_bytes_max must be at most half of limits.frame_bytes_max")
-        if self.records_per_frame_max * (self.record_bytes_max + 80) > self.frame_bytes_max:
+        if self.records_per_frame_max * (self.record_bytes_max + 8_300) > self.frame_bytes_max:
             raise ConfigError("limits.records_per_frame_max records must fit in limits.frame_bytes_max")
 
 
@@ -253,8 +253,8 @@ class Net:
     """The wire."""
 
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
-    """Multiaddresses to listen on. Loopback by default: a peer without a mesh key must not be reachable
-    from outside. `/ip4/0.0.0.0/tcp/4001` opens it to the LAN."""
+    """Multiaddresses to listen on. Loopback by default: a peer that is in no mesh must not be
+    reachable from outside. `/ip4/0.0.0.0/tcp/4001` opens it to the LAN."""
     announce: tuple[str, ...] = ()
     """Multiaddresses told to others instead of those listened on, for a forwarded port."""
     join: tuple[str, ...] = ()

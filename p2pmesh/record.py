@@ -211,6 +211,11 @@ class PeerRecord:
     capability: Capability = field(default_factory=Capability)
 
 
+STATEMENT_BYTES_MAX = 8_192
+"""Longest certificate, or other statement of signers, in bytes: sixteen of them, and sixteen zones of
+four-byte characters."""
+
+
 @dataclass(frozen=True)
 class SignedRecord:
     """A record with the exact bytes its owner signed, which are what is passed on."""
@@ -218,3 +223,6 @@ class SignedRecord:
     record: PeerRecord
     body: bytes
     signature: bytes
+    certificate: bytes = b""
+    """What proves that its owner is in the mesh, and may see the zones it names; nothing, where there is no
+    mesh to be in. Not covered by the signature: it has its own."""

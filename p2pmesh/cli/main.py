@@ -122,12 +122,16 @@ class _Prompted(click.Command):
 @_asking
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
+@click.option(
+    "--zone", default="general", show_default=True, help="Only peers that may see it get to see it."
+)
 @click.option("--max-tokens", type=int, default=None, help="Longest answer.")
 @click.option("--temperature", type=float, default=None, help="0 takes the likeliest token each time.")
 @click.option("--route", is_flag=True, help="Say on stderr who answered, and the way there.")
 def ask(
     prompt: tuple[str, ...],
     model: str,
+    zone: str,
     max_tokens: int | None,
     temperature: float | None,
     route: bool,
@@ -141,6 +145,7 @@ def ask(
     text = _text(prompt)
     body: dict[str, Any] = {
         "model": model,
+        "zone": zone,
         "messages": [{"role": "user", "content": text}],
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -262,9 +267,12 @@ def peers(url: str | None, state: str, as_json: bool) -> None:
 @_verb
 @click.argument("prompt", nargs=-1, required=True)
 @click.option("--model", default="auto", show_default=True, help="A model's name, or auto.")
-def explain(prompt: tuple[str, ...], model: str, url: str | None, state: str, as_json: bool) -> None:
+@click.option("--zone", default="general", show_default=True, help="As of a query that only some may see.")
+def explain(
+    prompt: tuple[str, ...], model: str, zone: str, url: str | None, state: str, as_json: bool
+) -> None:
     """Where a prompt would go from the running peer, and why; nobody is asked."""
-    body = {"prompt": _text(prompt), "model": model}
+    body = {"prompt": _text(prompt), "model": model, "zone": zone}
     told = client.call(client.find(url, state), "POST", "/mesh/v1/explain", body)
     if as_json:
         click.echo(json.dumps(told))

@@ -95,7 +95,8 @@ def invite(
 @_STATE
 @_JSON
 def join(ticket: str, state: str, as_json: bool) -> None:
-    """Join the mesh that TICKET is for. The peer of this state directory must not run."""
+    """Join the mesh that TICKET is for, or get a new certificate there: who was away for too long, or was
+    thrown out, is in again. The peer of this state directory must not run."""
     from p2pmesh.errors import MeshError
 
     try:
@@ -129,8 +130,8 @@ def _join(text: str, state: str) -> dict[str, Any]:
     ticket = Ticket.parse(text)
     path, config = states.directory(state), Config()
     with states.locked(path):
-        credentials.check_outside(path)
         identity = load_or_create(path / states.KEY)
+        credentials.check_outside(path, identity.id, ticket.mesh)
         failures = []
         for address in ticket.addresses:
             show = partial(knock, identity, config.net, config.limits.frame_bytes_max, PeerId(ticket.peer))

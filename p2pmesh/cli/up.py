@@ -187,8 +187,14 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
         if as_json:
             click.echo(json.dumps(told))
         else:
-            serves = ", ".join(models) or "no model"
-            click.echo(f"{peer.name} is up: {serves}; HTTP {url or 'off'}; join {' '.join(peer.addresses)}")
+            serves, mesh = ", ".join(models) or "no model", peer.status()["mesh"]
+            where = f" in the mesh {mesh['name']}" if mesh else ""
+            joins = f"join {' '.join(peer.addresses)}"
+            click.echo(f"{peer.name} is up{where}: {serves}; HTTP {url or 'off'}; {joins}")
+            if mesh and mesh["outside"]:
+                click.echo(
+                    f"p2pmesh: nobody lets this peer in: {mesh['outside']}; get a new ticket", err=True
+                )
         if models and not able.space and config.embedder == "auto":
             click.echo(
                 "p2pmesh: the embedder is missing, so this peer does not know what a prompt is about; "

@@ -26,7 +26,7 @@ from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
 from p2pmesh.peer.peer import TICKET_LIFE_S, Member, Peer
 from p2pmesh.query import AUTO, QueryId
-from p2pmesh.record import PeerId
+from p2pmesh.record import GENERAL, PeerId
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ T = TypeVar("T")
 class _Explain(msgspec.Struct):
     prompt: str
     model: str = AUTO
+    zone: str = GENERAL
 
 
 class _Feedback(msgspec.Struct):
@@ -196,7 +197,7 @@ class _Door:
 
     async def explain(self, request: Request) -> Response:
         asked = await self._read(request, _Explain)
-        decision = await self._peer.explain(asked.prompt, model=asked.model)
+        decision = await self._peer.explain(asked.prompt, model=asked.model, zone=asked.zone)
         rows = [
             {
                 "peer": row.name,

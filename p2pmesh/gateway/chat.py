@@ -42,6 +42,7 @@ def ask(peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> Ch
         options=openai.options(request, limits),
         budget_s=peer.config.http.request_timeout_s,
         resume=request.resume,
+        zone=request.zone,
         guarded=bool(request.stream),  # who waits for the whole has nothing yet, and asks again
     )
     return ChatReply(peer, request, stream, done)

@@ -15,6 +15,7 @@ import msgspec
 from p2pmesh.config import Limits
 from p2pmesh.errors import QueryError, Reason
 from p2pmesh.query import AUTO, RANGES, Message, Options, TokenLogprobs, Usage
+from p2pmesh.record import GENERAL
 
 STATUS = {
     Reason.OVERLOADED: 503,
@@ -96,6 +97,8 @@ class ChatRequest(msgspec.Struct):
     response_format: _ResponseFormat | None = None
     resume: Literal["any", "same-model", "never"] | None = None
     """Ours: see `p2pmesh.query.Resume`."""
+    zone: str = GENERAL
+    """Ours: only peers that may see it get to see the request."""
 
     @property
     def wants_usage(self) -> bool:

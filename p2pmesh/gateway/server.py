@@ -86,7 +86,7 @@ def _parse(bind: str) -> tuple[str, int]:
     except ValueError:
         loopback = False
     if not loopback:
-        raise ConfigError(f"http.bind must be a loopback address, not {host!r}: HTTP has no keys yet")
+        raise ConfigError(f"http.bind must be a loopback address, not {host!r}: HTTP asks nobody who he is")
     return host, int(port)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from p2pmesh.errors import Untrusted
 from p2pmesh.record import PeerId
+from p2pmesh.trust.standing import ONE_OUTSIDE
 
 
 class Door(Protocol):
@@ -33,5 +34,5 @@ class Open:
     def admit(self, peer: PeerId, shown: bytes) -> bytes:
         """Let in who has no mesh either."""
         if shown:
-            raise Untrusted("this peer is in no mesh; you are in one")
+            raise Untrusted(ONE_OUTSIDE)
         return b""

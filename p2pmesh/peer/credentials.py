@@ -67,7 +67,7 @@ def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
     """Keep `standing` in `path`. Raises ConfigError where it cannot be written; it is then as it was."""
     kept = _Kept(
         standing.genesis.to_bytes(),
-        standing.certificate.to_bytes(),
+        standing.certificate(),
         list(standing.statements()),
         list(contacts),
         list(standing.invites),
@@ -80,7 +80,7 @@ def found(path: Path, me: Identity, name: str, zones: tuple[str, ...]) -> Standi
 
     Raises ConfigError where the peer is in a mesh already, or nothing can be written; it is then in none.
     """
-    check_outside(path)
+    check_outside(path, me.id)
     key = identities.load_or_create(path / SIGNER_KEY)
     try:
         genesis = Signed.of(Genesis(name, Quorum((key.id,), 1, 1), secrets.token_bytes(16)))
@@ -93,14 +93,21 @@ def found(path: Path, me: Identity, name: str, zones: tuple[str, ...]) -> Standi
 
 
 def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
-    """Keep the first standing of this peer, and where it got that. Raises ConfigError as `found` does."""
-    check_outside(path)
+    """Keep the standing that this peer was given, and where; in place of an older one in the same mesh.
+    Raises ConfigError as `found` does."""
+    check_outside(path, standing.me, standing.roster.mesh)
+    older = load(path, standing.me)
+    if older is not None:
+        for statement in older[0].statements():
+            standing.learn(statement)  # it was thrown out, perhaps, or others were
+        standing.invites = older[0].invites
     _keep(path, standing, contacts)
 
 
-def check_outside(path: Path) -> None:
-    """Raise ConfigError where the peer of `path` is in a mesh already."""
-    if (path / _FILE).exists():
+def check_outside(path: Path, me: PeerId, mesh: bytes = b"") -> None:
+    """Raise ConfigError where the peer of `path` is in a mesh already, other than `mesh`."""
+    already = load(path, me)
+    if already is not None and already[0].roster.mesh != mesh:
         raise ConfigError(
             f"the peer in {path} is in a mesh already: give this one a state directory of its own, or move "
             f"{path / _FILE} away to leave that mesh for good"

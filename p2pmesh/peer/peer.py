@@ -32,7 +32,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Decision
 from p2pmesh.query import AUTO, Message, Options, Query, QueryId, Resume
-from p2pmesh.record import Capability, Load, PeerId
+from p2pmesh.record import GENERAL, Capability, Load, PeerId
 from p2pmesh.trust import keys
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.tickets import SECRET_BYTES
@@ -130,6 +130,7 @@ class Peer:
         budget_s: float = 120.0,
         resume: Resume | str | None = None,
         guarded: bool = False,
+        zone: str = GENERAL,
     ) -> AsyncIterator[Answer]:
         """Ask the mesh, and iterate over the answer as it comes. Leaving the block cancels what is left of
         it, on every hop.
@@ -138,7 +139,9 @@ class Peer:
         becomes of the answer when the peer that writes it is lost, "any", "same-model" or "never" (see
         `Resume`); None: as `relay.resume` says. `guarded`: another peer that may see it holds the question
         and all that comes of the answer, so that it outlives this peer (see `claim`); each piece comes a
-        round trip later for it. Iterating raises QueryError. Raises ValueError for another `resume`.
+        round trip later for it. `zone`: only peers that may see it get to see the query, on the way too;
+        where none of them can serve it, it ends in NoRoute. Iterating raises QueryError. Raises ValueError
+        for another `resume`.
         """
         messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
         query = Query(
@@ -149,6 +152,7 @@ class Peer:
             model=model,
             hops_left=self.config.limits.hops_max,
             budget_s=budget_s,
+            zone=zone,
             resume=Resume(self.config.relay.resume if resume is None else resume),
         )
         async with self._asking(e.Asked(query, guarded), query.id) as answer:
@@ -192,10 +196,10 @@ class Peer:
         self._driver.feed(e.Rated(query_id, outcome))
         return awaited
 
-    async def explain(self, prompt: str, *, model: str = AUTO) -> Decision:
+    async def explain(self, prompt: str, *, model: str = AUTO, zone: str = GENERAL) -> Decision:
         """Return the decision this peer would take for `prompt`, without asking anybody. Raises EngineError
         when the embedder fails."""
-        query = Query(QueryId(""), self.id, (Message("user", prompt),), model=model)
+        query = Query(QueryId(""), self.id, (Message("user", prompt),), model=model, zone=zone)
         vector = await self._models.vector(prompt) if prompt else None
         if vector is not None:
             query = replace(query, vector=vector, space=self._models.space)
@@ -261,6 +265,7 @@ class Peer:
             "until": member.until if member else None,
             "outside": why,
             "signs": self._standing.signs,
+            "unkept": self._standing.unkept,
         }
 
     def invite(self, *, zones: Sequence[str] = (), expires_s: float = TICKET_LIFE_S, uses: int = 1) -> str:
@@ -355,7 +360,10 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         feed = driver.feed
 
         def describe() -> None:
-            driver.feed(e.Described(models.capability(), host.addresses[: config.limits.addresses_max]))
+            able = models.capability()
+            if standing is not None:
+                able = replace(able, zones=_zones(standing))
+            driver.feed(e.Described(able, host.addresses[: config.limits.addresses_max]))
 
         models.on_change(describe)
         describe()
@@ -381,6 +389,14 @@ def _check_addresses(config: Config) -> None:
             parse(address)
         except ValueError as exc:
             raise ConfigError(f"net.join: {exc}") from None
+
+
+def _zones(standing: Standing) -> tuple[str, ...]:
+    """Return what this peer may see; what everybody may where it is not let in any more."""
+    try:
+        return tuple(sorted(standing.member().zones))
+    except Untrusted:
+        return (GENERAL,)
 
 
 def _check_loopback(config: Config) -> None:

@@ -7,7 +7,7 @@ renewed, it is told by what it is given (`Trust`); so it knows no key, no certif
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from typing_extensions import assert_never
@@ -21,6 +21,18 @@ LOOK_S = 5.0
 """Seconds between two looks at whose certificate has ended, and whether our own must be renewed."""
 STATEMENTS_MAX = 64
 """Most statements in one message; more take several."""
+
+
+class Signer(Protocol):
+    """What the mesh needs of a key. The real one is `net.identity`'s; the simulator has its own."""
+
+    def sign(self, body: bytes) -> bytes:
+        """Return this peer's signature of `body`."""
+        ...
+
+    def verify(self, peer: PeerId, body: bytes, signature: bytes) -> bool:
+        """Return whether `peer` signed `body`. Never raises."""
+        ...
 
 
 class Trust(Protocol):
@@ -39,8 +51,14 @@ class Trust(Protocol):
         """Judge what `peer` shows. Return what it is to be granted, or nothing. Raises Untrusted where it is
         not let in."""
 
-    def take(self, granted: bytes) -> bool:
-        """Take what was granted to this peer; return whether it shows something better from now on."""
+    def take(self, granted: bytes) -> None:
+        """Take what was granted to this peer. Raises Untrusted where it is nothing of the kind."""
+
+    def certificate(self) -> bytes:
+        """Return what goes with this peer's record, as a proof to all who read that."""
+
+    def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
+        """Return whether `certificate` proves that `peer` is in, and may see `zones`. Never raises."""
 
     def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
         """Return those of `peers`, which were all let in, that are not any more."""
@@ -52,10 +70,18 @@ class Trust(Protocol):
 class Admission:
     """The part of a machine that is in a mesh with signers."""
 
-    def __init__(self, trust: Trust | None, links: Collection[PeerId], out: list[Effect], now: float) -> None:
+    def __init__(
+        self,
+        trust: Trust | None,
+        links: Collection[PeerId],
+        republish: Callable[[], None],
+        out: list[Effect],
+        now: float,
+    ) -> None:
         """`trust`: None where the peer is in no mesh, and nothing of this happens. `links`: whom this peer is
-        linked to, a live view."""
-        self._trust, self._links, self._out = trust, links, out
+        linked to, a live view. `republish`: publishes this peer's record anew, with its new certificate."""
+        self._trust, self._links, self._republish, self._out = trust, links, republish, out
+        self._own = b"" if trust is None else trust.certificate()
         self.deadline = math.inf if trust is None else now + LOOK_S
 
     def connected(self, peer: PeerId) -> None:
@@ -108,12 +134,11 @@ class Admission:
     def _on_granted(self, trust: Trust, peer: PeerId, message: Granted) -> None:
         """A signer has renewed what this peer shows."""
         try:
-            better = trust.take(message.data)
+            trust.take(message.data)
         except Untrusted as exc:
             self._out.append(Notify(peer, f"grants what does not hold: {exc}"))
             return
-        if better:
-            self._show(trust.show())
+        self._renewed(trust)
 
     def advance(self, now: float) -> None:
         """Let go whose certificate has ended, and ask for a new one in time."""
@@ -123,6 +148,14 @@ class Admission:
         self._let_go(self._trust)
         if asked := self._trust.renewal():
             self._show(asked)
+        self._renewed(self._trust)
+
+    def _renewed(self, trust: Trust) -> None:
+        """Let all know what this peer shows from now on, if that is new."""
+        if trust.certificate() != self._own:
+            self._own = trust.certificate()
+            self._show(trust.show())
+            self._republish()
 
     def _pass_on(self, trust: Trust, statements: list[bytes], came_from: PeerId | None) -> None:
         self._let_go(trust)

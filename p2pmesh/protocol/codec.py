@@ -41,6 +41,7 @@ from p2pmesh.record import (
     DEVICE_BYTES_MAX,
     DEVICES_MAX,
     HELD_MAX,
+    STATEMENT_BYTES_MAX,
     VERSION_MAX,
     Capability,
     Device,
@@ -67,8 +68,6 @@ _ROWS_MAX = 64
 """Most outcomes in one report."""
 _TOKENS_MAX = 1_024
 """Most token ids in one chunk."""
-_STATEMENT_BYTES_MAX = 8_192
-"""As `trust.statements.BYTES_MAX`."""
 _SHOWN_BYTES_MAX = 32_768
 """As `net.link.SHOWN_BYTES_MAX`."""
 _ARRAY_MAX = 1_024
@@ -362,12 +361,13 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     dead = f.many(peer, limits.excluded_max)
 
     def unpack_signed(raw: Any) -> SignedRecord:
-        if type(raw) is not tuple or len(raw) != 2:
-            f.bad("expected a record and its signature")
+        if type(raw) is not tuple or len(raw) != 3:
+            f.bad("expected a record, its signature and a certificate")
         body = f.binary(limits.record_bytes_max).unpack(raw[0])
-        return SignedRecord(codec.decode_record(body), body, f.binary(64).unpack(raw[1]))
+        signature, certificate = f.binary(64).unpack(raw[1]), f.binary(STATEMENT_BYTES_MAX).unpack(raw[2])
+        return SignedRecord(codec.decode_record(body), body, signature, certificate)
 
-    signed = f.Field(lambda record: [record.body, record.signature], unpack_signed)
+    signed = f.Field(lambda record: [record.body, record.signature, record.certificate], unpack_signed)
     return {
         m.Ping: f.struct(m.Ping, count, updates),
         m.Ack: f.struct(m.Ack, count, updates),
@@ -396,7 +396,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Settle: f.struct(m.Settle, f.query_id(), f.maybe(ended), count),
         m.Claim: f.struct(m.Claim, f.query_id()),
         m.Legacy: f.struct(m.Legacy, parts["query"], f.maybe(ended)),
-        m.Stated: f.struct(m.Stated, f.many(f.binary(_STATEMENT_BYTES_MAX), STATEMENTS_MAX)),
+        m.Stated: f.struct(m.Stated, f.many(f.binary(STATEMENT_BYTES_MAX), STATEMENTS_MAX)),
         m.Shown: f.struct(m.Shown, f.binary(_SHOWN_BYTES_MAX)),
         m.Granted: f.struct(m.Granted, f.binary(_SHOWN_BYTES_MAX)),
     }

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from random import Random
-from typing import Protocol
 
 from p2pmesh.config import Config
+from p2pmesh.protocol.admission import Signer, Trust
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.events import Effect, Notify, Send
 from p2pmesh.protocol.membership import Membership
@@ -49,18 +49,6 @@ _OFFERED_RANDOM = 8
 _NEVER = Version(-1, -1)
 
 
-class Signer(Protocol):
-    """What the mesh needs of a key. The real one is `net.identity`'s; the simulator has its own."""
-
-    def sign(self, body: bytes) -> bytes:
-        """Return this peer's signature of `body`."""
-        ...
-
-    def verify(self, peer: PeerId, body: bytes, signature: bytes) -> bool:
-        """Return whether `peer` signed `body`. Never raises."""
-        ...
-
-
 class Gossip:
     """The records and loads, ours and others'."""
 
@@ -70,6 +58,7 @@ class Gossip:
         config: Config,
         codec: Codec,
         signer: Signer,
+        trust: Trust | None,
         membership: Membership,
         rng: Random,
         out: list[Effect],
@@ -83,6 +72,7 @@ class Gossip:
         self._limits = config.limits
         self._codec = codec
         self._signer = signer
+        self._trust = trust
         self._membership = membership
         self._rng = rng
         self._out = out
@@ -129,13 +119,18 @@ class Gossip:
         elif self.me.record.version < version:
             self._pull(peer, [self.me.record.id], now)
 
+    def republish(self, now: float) -> None:
+        """Publish the same anew: with another certificate."""
+        self._publish(self.me.record, self.me.record.version, now)
+
     def _publish(self, record: PeerRecord, after: Version, now: float) -> None:
         self.me = self._sign(replace(record, version=after.next()))
         self._freshen(record.id, now)
 
     def _sign(self, record: PeerRecord) -> SignedRecord:
         body = self._codec.encode_record(record)
-        return SignedRecord(record, body, self._signer.sign(body))
+        certificate = b"" if self._trust is None else self._trust.certificate()
+        return SignedRecord(record, body, self._signer.sign(body), certificate)
 
     @property
     def deadline(self) -> float:
@@ -267,6 +262,14 @@ class Gossip:
             if not self._signer.verify(record.id, signed.body, signed.signature):
                 self.rejected += 1
                 self._out.append(Notify(peer, "passed on a record that its owner never signed"))
+                continue
+            if self._trust is not None and not self._trust.vouches(
+                record.id, signed.certificate, record.capability.zones
+            ):
+                self.rejected += 1
+                self._out.append(
+                    Notify(peer, "passed on a record of one that is not in, or not in its zones")
+                )
                 continue
             if record.id == self.me.record.id:
                 self._outlive(peer, record.version, now)

@@ -16,14 +16,14 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.admission import Admission, Trust
+from p2pmesh.protocol.admission import Admission, Signer, Trust
 from p2pmesh.protocol.backups import Backups
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.draining import Draining
 from p2pmesh.protocol.experience import Experience
 from p2pmesh.protocol.flight import Flight
-from p2pmesh.protocol.gossip import Gossip, Signer
+from p2pmesh.protocol.gossip import Gossip
 from p2pmesh.protocol.linking import Linking
 from p2pmesh.protocol.loads import Loads
 from p2pmesh.protocol.local import Local
@@ -68,7 +68,7 @@ class Machine:
         self._promised = math.inf
         """The deadline that the host was told; whoever comes later was away. None yet."""
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
-        self.gossip = Gossip(record, config, self.codec, signer, self.membership, rng, self._out, now)
+        self.gossip = Gossip(record, config, self.codec, signer, trust, self.membership, rng, self._out, now)
         experience = self._experience = Experience(me, epoch)
         breakers = self._breakers = Breakers(config.membership.members_max)
         self._local = Local(config, AnswerLength(), self._out)
@@ -90,7 +90,7 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
         self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
-        self._admission = Admission(trust, self.membership.links, self._out, now)
+        self._admission = Admission(trust, self.membership.links, self._republish, self._out, now)
         self._parts = (
             self.membership,
             self._linking,
@@ -334,6 +334,9 @@ class Machine:
     def _refute(self, peer: PeerId, version: Version) -> None:
         if not self.membership.has_left:  # what is said of one who goes is true
             self.gossip.refute(peer, version, self._now)
+
+    def _republish(self) -> None:
+        self.gossip.republish(self._now)
 
     def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> bool | None:
         """Return whether `peer` is linked, or dial it, a stranger at `addresses`; None: there is no room."""

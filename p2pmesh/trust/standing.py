@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from p2pmesh.errors import Untrusted
+from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import PeerId
 from p2pmesh.trust import tickets
 from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Member, Roster
@@ -23,9 +23,14 @@ LIFE_S = LIFE_MAX_S
 """Seconds that a certificate lasts: for so long is in who was thrown out, where nobody has heard of it."""
 ZONED_LIFE_S = 86_400
 """The same of one with zones. A guess: a room whose signer is away for a day."""
+ONE_OUTSIDE = "one is in a mesh and the other in none: it takes a ticket to join (p2pmesh join TICKET)"
+"""Why two do not link, for both to tell."""
 CHANGES_SHOWN_MAX = 4
 """Most changes of signers shown at a door, so that one who missed them can judge the certificate after them.
 More are learnt from whoever lets one in."""
+_AHEAD_S = SKEW_S - 1
+"""Seconds by which a revocation reaches into the future. One less than others' clocks may be slow, so that a
+certificate which begins after it counts at once."""
 _DRAFT_S = 60.0
 """Seconds for which one draft is offered to the signers: their signatures must be under the same bytes."""
 _ADMITTED_MAX = 4_096
@@ -81,10 +86,13 @@ class Standing:
         self.roster = Roster(genesis)
         for signed in statements:
             self.roster.add(signed)
-        self.certificate = certificate
+        self.own = certificate
+        """This peer's certificate."""
         self.invites = invites
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there is something new to keep. What it raises comes out of what caused it."""
+        """Called when there is something new to keep. A MeshError it raises undoes what somebody asked for;
+        what the mesh has said holds all the same, and `unkept` says why it may be forgotten."""
+        self.unkept = ""
         self._key = key
         self._clock = clock
         self._admitted: dict[PeerId, Signed] = {}
@@ -98,7 +106,7 @@ class Standing:
 
     def member(self) -> Member:
         """Return this peer as others see it. Raises Untrusted where they do not let it in."""
-        return self.roster.check(self.certificate, self.me, self._clock())
+        return self.roster.check(self.own, self.me, self._clock())
 
     # -- the door -------------------------------------------------------------------------------------
 
@@ -109,12 +117,12 @@ class Standing:
     def admit(self, peer: PeerId, shown: bytes) -> bytes:
         """Let in `peer` by its certificate and return nothing, or, where it wants that renewed and this peer
         signs, the new one; to whoever shows a ticket, what it is for. Raises Untrusted, saying why not."""
+        if not shown:
+            raise Untrusted(ONE_OUTSIDE)
         try:
             papers = _shown.decode(shown)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise Untrusted(
-                "you are in no mesh: join it with a ticket" if not shown else "no certificate"
-            ) from None
+            raise Untrusted("what it shows is no certificate") from None
         if isinstance(papers, _Secret):
             return self._redeem(peer, papers.secret)
         for change in papers.changes:
@@ -123,6 +131,17 @@ class Standing:
         member = self.roster.check(certificate, peer, self._clock())
         self._remember(peer, certificate)
         return self._renewed(member, certificate, papers.draft) if papers.draft and self.signs else b""
+
+    def certificate(self) -> bytes:
+        """Return this peer's certificate, as it goes with its record."""
+        return self.own.to_bytes()
+
+    def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
+        """Return whether `certificate` proves that `peer` is in, and may see `zones`."""
+        try:
+            return self.roster.check(Signed.parse(certificate), peer, self._clock()).zones.issuperset(zones)
+        except Untrusted:
+            return False
 
     # -- what signers say -----------------------------------------------------------------------------
 
@@ -135,8 +154,16 @@ class Standing:
         new = self.roster.add(Signed.parse(statement))
         if new:
             self.roster.forget(self._clock())
-            self.on_change()
+            self._changed()
         return new
+
+    def _changed(self) -> None:
+        try:
+            self.on_change()
+        except MeshError as error:
+            self.unkept = str(error)
+        else:
+            self.unkept = ""
 
     def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
         """Return those of `peers` that would not be let in any more."""
@@ -155,35 +182,41 @@ class Standing:
         said, now = self._said, self._clock()
         if now < (said.not_before + said.not_after) / 2:
             return b""
+        try:
+            granted = self.member().zones
+        except Untrusted:
+            return b""  # it is not let in: it takes a ticket
         if self._draft is None or not 0 <= now - self._drafted < _DRAFT_S:
             life = said.not_after - said.not_before
-            new = Certificate(said.mesh, said.peer, said.zones, int(now), int(now) + life)
+            zones = tuple(zone for zone in said.zones if zone in granted)
+            new = Certificate(said.mesh, said.peer, zones, int(now), int(now) + life)
             self._draft, self._drafted = Signed.of(new, [self._key] if self.signs and self._key else ()), now
             if self._complete(self._draft):
                 return self.show()
         return self._papers(self._draft.to_bytes())
 
-    def take(self, granted: bytes) -> bool:
-        """Take a signature under the draft; return whether there are enough of them now. Raises Untrusted for
-        anything else."""
+    def take(self, granted: bytes) -> None:
+        """Take a signature under the draft, which becomes the certificate once there are enough of them.
+        Raises Untrusted for what is no statement; one of an earlier draft is ignored."""
         signed = Signed.parse(granted)
         if self._draft is None or signed.body != self._draft.body:
-            return False  # of an earlier draft
+            return
         merged = dict(self._draft.signatures)
         merged.update((signer, text) for signer, text in signed.signatures if signer in signed.signers)
         self._draft = Signed(self._draft.statement, self._draft.body, tuple(sorted(merged.items())))
-        return self._complete(self._draft)
+        self._complete(self._draft)
 
     def _complete(self, draft: Signed) -> bool:
-        """Show it from now on, if it grants all that the old one was to grant."""
+        """Show it from now on, if enough have signed it for all that it is to grant."""
         try:
             member = self.roster.check(draft, self.me, self._clock())
         except Untrusted:
             return False
-        if not member.zones.issuperset(self._said.zones):
+        assert isinstance(draft.statement, Certificate)
+        if not member.zones.issuperset(draft.statement.zones):
             return False
-        self.certificate, self._draft = draft, None
-        self.on_change()
+        self.own, self._draft = draft, None
+        self._changed()
         return True
 
     def _renewed(self, member: Member, certificate: Signed, draft: bytes) -> bytes:
@@ -209,11 +242,10 @@ class Standing:
     ) -> Ticket:
         """Return a ticket of `secret`, random bytes, which lets `uses` peers in during `life_s` seconds.
         Raises Untrusted where this peer alone cannot let them in."""
-        self._check_alone(zones)
+        self.certify(self.me, zones)  # what could not be certified then is refused now
         now = self._clock()
         ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
-        self.invites = tickets.invite(secret, zones, now + life_s, uses, self.invites, now)
-        self.on_change()
+        self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now))
         return Ticket.parse(str(ticket))
 
     def certify(self, peer: PeerId, zones: tuple[str, ...]) -> Signed:
@@ -234,7 +266,7 @@ class Standing:
         if self._key is None or not self.signs:
             raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
         # Its certificate may be of a clock that is ahead: no more than `_renewed` lets it be.
-        at = int(self._clock()) + SKEW_S - 1
+        at = math.ceil(self._clock()) + _AHEAD_S
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
         self.learn(signed.to_bytes())
         return signed.to_bytes()
@@ -247,23 +279,31 @@ class Standing:
             raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
-        found, after = tickets.redeem(secret, peer, self.invites, self._clock())
+        out_since = self.roster.revoked_at(peer) - _AHEAD_S
+        found, after = tickets.redeem(secret, peer, self.invites, out_since, self._clock())
         certificate = self.certify(peer, found.zones)
-        self.invites = after
-        self.on_change()  # before it is given: a ticket must not be good again after a crash
+        self._keep_invites(after)  # before it is given: a ticket must not be good again after a crash
         known = tuple(signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change))
         return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), known, certificate.to_bytes()))
+
+    def _keep_invites(self, invites: tuple[Invite, ...]) -> None:
+        before, self.invites = self.invites, invites
+        try:
+            self.on_change()
+        except MeshError:
+            self.invites = before
+            raise
 
     # ------------------------------------------------------------------------------------------------
 
     @property
     def _said(self) -> Certificate:
-        assert isinstance(self.certificate.statement, Certificate)
-        return self.certificate.statement
+        assert isinstance(self.own.statement, Certificate)
+        return self.own.statement
 
     def _papers(self, draft: bytes) -> bytes:
         changes = [signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change)]
-        shown = _Papers(self.certificate.to_bytes(), tuple(changes[-CHANGES_SHOWN_MAX:]), draft)
+        shown = _Papers(self.own.to_bytes(), tuple(changes[-CHANGES_SHOWN_MAX:]), draft)
         return msgspec.msgpack.encode(shown)
 
     def _learn_quietly(self, statement: bytes) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from typing_extensions import Self
 
 from p2pmesh.errors import Untrusted
-from p2pmesh.record import PeerId
+from p2pmesh.record import STATEMENT_BYTES_MAX, PeerId
 from p2pmesh.trust.keys import PEER_ID_CHARS_MAX, public_key_of, verify
 
 SIGNERS_MAX = 16
@@ -26,8 +26,8 @@ ZONES_MAX = 16
 """Most zones in one certificate."""
 NAME_CHARS_MAX = 64
 """Longest name of a mesh or a zone."""
-BYTES_MAX = 8_192
-"""Longest statement with its signatures: sixteen of them, and sixteen names of four-byte characters."""
+BYTES_MAX = STATEMENT_BYTES_MAX
+"""Longest statement with its signatures."""
 TIME_MAX = 2**40
 """Latest time, in Unix seconds."""
 _DOMAIN = b"p2pmesh/statement/1\0"

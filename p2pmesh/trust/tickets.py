@@ -77,8 +77,10 @@ class Invite:
     """SHA-256 of the secret."""
     zones: tuple[str, ...]
     """What whoever uses it may see beside the general zone."""
+    made: float
+    """When it was given out, in Unix seconds."""
     until: float
-    """When it ends, in Unix seconds."""
+    """When it ends."""
     uses: int
     """How many it lets in."""
     used: tuple[PeerId, ...] = ()
@@ -97,14 +99,15 @@ def invite(
     alive = tuple(one for one in open_ if one.until > now)
     if len(alive) >= OPEN_MAX:
         raise Untrusted(f"{len(alive)} tickets are open already: wait until one expires")
-    return (*alive, Invite(hashlib.sha256(secret).digest(), zones, until, uses))
+    return (*alive, Invite(hashlib.sha256(secret).digest(), zones, now, until, uses))
 
 
 def redeem(
-    secret: bytes, peer: PeerId, open_: tuple[Invite, ...], now: float
+    secret: bytes, peer: PeerId, open_: tuple[Invite, ...], out_since: float, now: float
 ) -> tuple[Invite, tuple[Invite, ...]]:
-    """Return the invite that `secret` belongs to, and all invites as they are once `peer` has used it. Raises
-    Untrusted where it lets `peer` in no more, or never did: then nothing has been used."""
+    """Return the invite that `secret` belongs to, and all invites as they are once `peer`, which was thrown
+    out at `out_since` for the last time, has used it. Raises Untrusted where it lets `peer` in no more, or
+    never did: then nothing has been used."""
     digest = hashlib.sha256(secret).digest()
     # Compared by their digests, so how long it takes tells nothing of a secret.
     found = next((one for one in open_ if one.digest == digest), None)
@@ -112,6 +115,8 @@ def redeem(
         raise Untrusted("this peer has given out no such ticket, or it has been forgotten since it expired")
     if now >= found.until:
         raise Untrusted("the ticket has expired")
+    if found.made <= out_since:
+        raise Untrusted("it was thrown out, and takes a ticket given out since then to come back")
     if peer in found.used:
         return found, open_
     if len(found.used) >= found.uses:

@@ -9,7 +9,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.admission import LOOK_S, STATEMENTS_MAX
 from p2pmesh.record import PeerId
-from tests.machines import UNABLE, A, B, Bench, C, of, sent
+from tests.machines import UNABLE, A, B, Bench, C, of, sent, signed
 
 
 class Trust:
@@ -19,7 +19,7 @@ class Trust:
         self.said: list[bytes] = []
         self.out: set[PeerId] = set()
         self.asks = self.grants = b""
-        self.better = False
+        self.own, self.vouched = b"mine", True
 
     def statements(self) -> Collection[bytes]:
         return self.said
@@ -41,10 +41,15 @@ class Trust:
             raise Untrusted("its certificate has expired")
         return self.grants
 
-    def take(self, granted: bytes) -> bool:
+    def take(self, granted: bytes) -> None:
         if granted == b"false":
             raise Untrusted("not a statement")
-        return self.better
+
+    def certificate(self) -> bytes:
+        return self.own
+
+    def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
+        return self.vouched
 
     def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
         return [peer for peer in peers if peer in self.out]
@@ -118,10 +123,33 @@ def test_what_gets_old_is_shown_to_all_until_it_is_renewed_and_then_once_more() 
     for _ in range(2):
         assert sent(bench.wait(LOOK_S), m.Shown) == [m.Shown(b"old")] * 2
     assert not sent(bench.say(A, m.Granted(b"half")), m.Shown)
-    bench.trust.better, bench.trust.asks = True, b""
+    bench.trust.own, bench.trust.asks = b"newer", b""
+    before = bench.machine.gossip.me
     assert sent(bench.say(A, m.Granted(b"more")), m.Shown) == [m.Shown(b"me")] * 2
+    assert before.certificate == b"mine"
+    assert bench.machine.gossip.me.certificate == b"newer"
+    assert before.record.version < bench.machine.gossip.me.record.version
     assert not sent(bench.wait(2 * LOOK_S), m.Shown)
     assert "does not hold" in of(bench.say(A, m.Granted(b"false")), e.Notify)[0].what
+
+
+def test_what_a_signer_renews_itself_is_shown_too() -> None:
+    bench = Meshed(A)
+    bench.trust.own = b"newer"
+    assert sent(bench.wait(LOOK_S), m.Shown) == [m.Shown(b"me")]
+    assert bench.machine.gossip.me.certificate == b"newer"
+
+
+def test_a_record_without_a_certificate_that_vouches_for_it_is_not_taken() -> None:
+    bench = Meshed(A)
+    bench.trust.vouched = False
+    effects = bench.say(A, m.Records((signed(B),)))
+    assert "not in its zones" in of(effects, e.Notify)[0].what
+    assert B not in bench.machine.gossip.records
+    assert bench.machine.gossip.rejected == 1
+    bench.trust.vouched = True
+    bench.say(A, m.Records((signed(B),)))
+    assert B in bench.machine.gossip.records
 
 
 def test_a_peer_in_no_mesh_takes_none_of_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_a_mesh_is_founded_and_comes_back(tmp_path: Path) -> None:
     assert standing.member().zones == {"general", "hr"}
     again = loaded(tmp_path)
     assert again.roster.mesh == standing.roster.mesh
-    assert again.certificate == standing.certificate
+    assert again.own == standing.own
     assert again.signs
     for name in (credentials.SIGNER_KEY, "mesh"):
         assert os.stat(tmp_path / name).st_mode & 0o077 == 0
@@ -52,7 +53,7 @@ def test_who_joins_keeps_where_it_was_let_in_and_signs_nothing(tmp_path: Path) -
     (tmp_path / "b").mkdir()
     ada = credentials.found(tmp_path / "a", Identity.from_seed(bytes([9]) * 32), "lab", ())
     ticket = ada.invite(SECRET, (), (), 60.0, 1)
-    standing = welcomed(ada.admit(ME.id, shown_for(ticket)), ticket, ME.id, lambda: __import__("time").time())
+    standing = welcomed(ada.admit(ME.id, shown_for(ticket)), ticket, ME.id, time.time)
     credentials.joined(tmp_path / "b", standing, ("/ip4/192.0.2.1/tcp/1/p2p/x",))
     found = credentials.load(tmp_path / "b", ME.id)
     assert found is not None
@@ -65,8 +66,23 @@ def test_a_peer_is_in_one_mesh(tmp_path: Path) -> None:
     standing = credentials.found(tmp_path, ME, "lab", ())
     with pytest.raises(ConfigError, match="in a mesh already"):
         credentials.found(tmp_path, ME, "other", ())
+    other = credentials.found(tmp_path / "b", ME, "lab", ())
     with pytest.raises(ConfigError, match="in a mesh already"):
-        credentials.joined(tmp_path, standing, ())
+        credentials.joined(tmp_path, other, ())
+    assert loaded(tmp_path).own == standing.own
+
+
+def test_a_new_ticket_to_the_same_mesh_takes_nothing_of_what_was_known(tmp_path: Path) -> None:
+    credentials.found(tmp_path, ME, "lab", ())
+    one = loaded(tmp_path)
+    ticket = one.invite(SECRET, (), ("hr",), 60.0, 1)
+    one.revoke(BLAISE)
+    given = welcomed(one.admit(ME.id, shown_for(ticket)), ticket, ME.id, time.time)
+    credentials.joined(tmp_path, given, ("/ip4/192.0.2.1/tcp/1",))
+    again = loaded(tmp_path)
+    assert again.member().zones == {"general", "hr"}
+    assert again.statements() == one.statements()
+    assert again.invites == one.invites
 
 
 @pytest.mark.parametrize(("name", "zones"), [("", ()), ("x" * 65, ()), ("lab", ("",)), ("lab", ("z",) * 17)])

@@ -197,7 +197,7 @@ def test_a_pull_is_answered_in_frames_that_fit_and_each_record_once() -> None:
     for peer in peers:
         on.say(A, m.Records((signed(peer),)))
     effects = on.say(A, m.Pull((*peers, *peers, PeerId("unknown"))))
-    assert [len(r.records) for r in sent(effects, m.Records, A)] == [32, 8]
+    assert [len(r.records) for r in sent(effects, m.Records, A)] == [16, 16, 8]
 
 
 def test_one_whose_record_we_lack_is_sent_those_of_others_all_the_same() -> None:

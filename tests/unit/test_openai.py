@@ -23,7 +23,7 @@ def read(**fields: Any) -> tuple[openai.ChatRequest, tuple[Message, ...], Option
 
 def test_the_least_request_asks_for_the_defaults():
     request, messages, options = read()
-    assert (request.model, request.wants_usage) == ("auto", False)
+    assert (request.model, request.zone, request.wants_usage) == ("auto", "general", False)
     assert not request.stream
     assert not read(stream=None)[0].stream
     assert messages == (Message("user", "x"),)
@@ -52,8 +52,9 @@ def test_all_that_is_understood_is_passed_on():
         top_k=40,
         min_p=0.05,
         logit_bias={"50256": -100, "7": 0.5},
+        zone="hr",
     )
-    assert (request.model, request.stream, request.wants_usage) == ("m", True, True)
+    assert (request.model, request.zone, request.stream, request.wants_usage) == ("m", "hr", True, True)
     assert options == Options(
         max_tokens=5,
         temperature=2.0,
@@ -192,6 +193,8 @@ def test_every_shape_of_a_message_is_a_text():
         ({"presence_penalty": -2.1}, "presence_penalty", "invalid_request"),
         ({"presence_penalty": "much"}, "presence_penalty", "invalid_request"),
         ({"resume": "sometimes"}, "resume", "invalid_request"),
+        ({"zone": None}, "zone", "invalid_request"),  # to take it for the general one would show it to all
+        ({"zone": ["hr"]}, "zone", "invalid_request"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_request"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_request"),
         ({"logit_bias": {"\u0663": 1}}, "logit_bias", "invalid_request"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from p2pmesh.errors import Untrusted
+from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.net.identity import Identity
 from p2pmesh.net.link import SHOWN_BYTES_MAX
 from p2pmesh.record import GENERAL, PeerId
@@ -71,7 +71,7 @@ def test_members_let_one_another_in_and_nobody_else(clock: Clock) -> None:
     for peer, shown, why in (
         (CARL, ada.show(), "another peer's"),
         (CARL, stranger.show(), "0 of 1 signers"),
-        (CARL, b"", "join it with a ticket"),
+        (CARL, b"", "it takes a ticket to join"),
         (CARL, b"\xff" * 9, "no certificate"),
         (CARL, msgspec.msgpack.encode([0, b"", [], b""]), "not a statement"),
         (CARL, msgspec.msgpack.encode([0, MESH.to_bytes(), [], b""]), "another mesh"),
@@ -148,11 +148,30 @@ def test_a_ticket_that_could_not_be_kept_is_not_given(clock: Clock) -> None:
     ticket = blaise.invite(SECRET, (), (), 60.0, 1)
 
     def full() -> None:
-        raise OSError("the disk is full")
+        raise ConfigError("the disk is full")
 
     blaise.on_change = full
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(ConfigError, match="full"):
         blaise.admit(ADA, shown_for(ticket))
+    assert blaise.invites[0].used == ()
+    with pytest.raises(ConfigError, match="full"):
+        blaise.invite(b"t" * 16, (), (), 60.0, 1)
+    assert len(blaise.invites) == 1
+
+
+def test_what_signers_say_holds_although_it_cannot_be_kept(clock: Clock) -> None:
+    blaise = member(clock, BLAISE)
+
+    def full() -> None:
+        raise ConfigError("the disk is full")
+
+    blaise.on_change = full
+    assert blaise.learn(revocation(MESH, KEYS[0]).to_bytes())
+    assert blaise.unkept == "the disk is full"
+    assert blaise.roster.revoked_at(ADA) == NOW
+    blaise.on_change = lambda: None
+    blaise.learn(revocation(MESH, KEYS[0], peer=CARL).to_bytes())
+    assert blaise.unkept == ""
 
 
 def test_what_is_given_for_a_ticket_must_be_of_its_mesh_and_for_its_holder(clock: Clock) -> None:
@@ -198,6 +217,12 @@ def test_who_was_thrown_out_is_in_again_by_a_new_ticket_and_not_by_an_old_certif
     assert ada.learn(out)
     with pytest.raises(Untrusted, match="thrown out"):
         ada.member()
+    # Neither one it has used before, nor one that others may use still.
+    with pytest.raises(Untrusted, match="given out since then"):
+        blaise.admit(ADA, shown_for(ticket))
+    assert blaise.admit(CARL, shown_for(ticket))
+    clock.now += 1
+    ticket = blaise.invite(b"t" * 16, (), (), 60.0, 1)
     again = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
     assert blaise.admit(ADA, again.show()) == b""
 
@@ -208,7 +233,7 @@ def test_a_certificate_of_a_clock_that_is_ahead_is_thrown_out_too(clock: Clock) 
     ada, blaise = member(clock), signer(clock)
     clock.now += DAY / 2
     ada._clock = ahead
-    assert ada.take(blaise.admit(ADA, ada.renewal()))
+    ada.take(blaise.admit(ADA, ada.renewal()))
     blaise.revoke(ADA)
     with pytest.raises(Untrusted, match="thrown out"):
         blaise.admit(ADA, ada.show())
@@ -233,12 +258,13 @@ def test_past_half_its_life_a_certificate_is_renewed_with_what_it_grants(clock: 
     granted = blaise.admit(ADA, asked)
     changes: list[int] = []
     ada.on_change = lambda: changes.append(1)
-    assert ada.take(granted)
+    ada.take(granted)
     assert changes == [1]
     assert ada.member().until == int(clock.now) + DAY
     assert ada.member().zones == {GENERAL, "hr"}
     assert ada.renewal() == b""
-    assert not ada.take(granted)
+    ada.take(granted)
+    assert changes == [1]
     blaise.admit(ADA, ada.show())
     clock.now += DAY - 1
     assert blaise.outsiders([ADA]) == []
@@ -261,16 +287,18 @@ def test_where_it_takes_two_their_signatures_are_put_together(clock: Clock) -> N
     asked = ada.renewal()
     clock.now += 30
     assert ada.renewal() == asked
-    assert not ada.take(one.admit(ADA, asked))
-    assert not ada.take(one.admit(ADA, asked))
+    ada.take(one.admit(ADA, asked))
+    ada.take(one.admit(ADA, asked))
     assert ada.member().until == NOW + DAY
-    assert ada.take(other.admit(ADA, asked))
+    ada.take(other.admit(ADA, asked))
     assert ada.member().until == NOW + DAY // 2 + DAY
     clock.now += DAY / 2
     old = ada.renewal()
     clock.now += 61
     assert ada.renewal() != old
-    assert not ada.take(one.admit(ADA, old))  # of a draft that is given up
+    ada.take(other.admit(ADA, old))  # of a draft that is given up
+    ada.take(one.admit(ADA, old))
+    assert ada.member().until == NOW + DAY // 2 + DAY
 
 
 def test_a_peer_that_signs_nothing_renews_nothing(clock: Clock) -> None:
@@ -306,20 +334,42 @@ def test_a_zone_that_was_not_granted_is_not_renewed(clock: Clock) -> None:
     blaise = member(clock, BLAISE, mesh=mesh, key=KEYS[1])
     clock.now += DAY / 2
     assert ada.member().zones == {GENERAL}
-    assert blaise.admit(ADA, ada.renewal()) == b""
+    wished = certificate(mesh, peer=ADA, zones=("hr",), begins=int(clock.now))
+    assert blaise.admit(ADA, ada._papers(wished.to_bytes())) == b""
+    ada.take(blaise.admit(ADA, ada.renewal()))
+    assert ada.member().zones == {GENERAL}
+    assert ada.member().until == NOW + DAY // 2 + DAY
+
+
+def test_who_is_not_let_in_any_more_asks_for_nothing(clock: Clock) -> None:
+    ada = member(clock)
+    clock.now += DAY
+    assert ada.renewal() == b""
 
 
 def test_what_is_granted_without_a_draft_changes_nothing(clock: Clock) -> None:
     ada = member(clock)
-    assert not ada.take(certificate(MESH, KEYS[0], peer=ADA, zones=("hr",)).to_bytes())
+    ada.take(certificate(MESH, KEYS[0], peer=ADA, zones=("hr",)).to_bytes())
+    assert ada.member().zones == {GENERAL}
     with pytest.raises(Untrusted):
         ada.take(b"x")
     clock.now += DAY / 2
     draft = Signed.parse(msgspec.msgpack.decode(ada.renewal())[3])
     assert isinstance(draft.statement, Certificate)
     forged = Signed(draft.statement, draft.body, ((KEYS[0].id, bytes(64)),))
-    assert not ada.take(forged.to_bytes())
+    ada.take(forged.to_bytes())
     assert ada.member().until == NOW + DAY
+
+
+def test_a_certificate_vouches_for_its_peer_and_its_zones_alone(clock: Clock) -> None:
+    blaise, its = member(clock, BLAISE), member(clock, zones=("hr",)).certificate()
+    assert blaise.vouches(ADA, its, (GENERAL, "hr"))
+    assert blaise.vouches(ADA, its, (GENERAL,))
+    assert not blaise.vouches(ADA, its, (GENERAL, "hr", "law"))
+    assert not blaise.vouches(CARL, its, (GENERAL,))
+    assert not blaise.vouches(ADA, b"", (GENERAL,))
+    blaise.learn(revocation(MESH, KEYS[0]).to_bytes())
+    assert not blaise.vouches(ADA, its, (GENERAL,))
 
 
 def test_only_so_many_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,28 +47,35 @@ def test_a_ticket_to_nobody_is_none() -> None:
 def test_what_is_kept_of_it_lets_nobody_in() -> None:
     [kept] = open_()
     with pytest.raises(Untrusted, match="no such ticket"):
-        redeem(kept.digest[:16], ADA, (kept,), NOW)
+        redeem(kept.digest[:16], ADA, (kept,), -1, NOW)
 
 
 def test_it_lets_in_so_many_and_whom_it_let_in_again() -> None:
     invites = open_(uses=2)
     for peer in (ADA, BLAISE, ADA, BLAISE):
-        found, invites = redeem(SECRET, peer, invites, NOW)
+        found, invites = redeem(SECRET, peer, invites, -1, NOW)
         assert found.zones == ("hr",)
     with pytest.raises(Untrusted, match="used up"):
-        redeem(SECRET, CARL, invites, NOW)
+        redeem(SECRET, CARL, invites, -1, NOW)
     assert invites[0].used == (ADA, BLAISE)
 
 
 def test_an_expired_and_an_unknown_one_let_nobody_in() -> None:
     invites = open_()
     with pytest.raises(Untrusted, match="expired"):
-        redeem(SECRET, ADA, invites, NOW + 60)
+        redeem(SECRET, ADA, invites, -1, NOW + 60)
     with pytest.raises(Untrusted, match="no such ticket"):
-        redeem(OTHER, ADA, invites, NOW)
-    _, used = redeem(SECRET, ADA, invites, NOW)
+        redeem(OTHER, ADA, invites, -1, NOW)
+    _, used = redeem(SECRET, ADA, invites, -1, NOW)
     with pytest.raises(Untrusted, match="expired"):
-        redeem(SECRET, ADA, used, NOW + 60)
+        redeem(SECRET, ADA, used, -1, NOW + 60)
+
+
+def test_who_was_thrown_out_needs_a_ticket_that_is_newer() -> None:
+    for out_since in (NOW, NOW + 9):
+        with pytest.raises(Untrusted, match="given out since then"):
+            redeem(SECRET, ADA, open_(), out_since, NOW + 9)
+    assert redeem(SECRET, ADA, open_(), NOW - 1, NOW + 9)
 
 
 def test_only_what_can_be_used_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +93,6 @@ def test_only_what_can_be_used_is_given_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_others_stay_as_they_are() -> None:
     two = invite(OTHER, (), NOW + 9, 1, open_(), NOW)
-    _, after = redeem(SECRET, ADA, two, NOW)
+    _, after = redeem(SECRET, ADA, two, -1, NOW)
     assert after[1] == two[1]
     assert after[0].used == (ADA,)

@@ -1,0 +1,143 @@
+"""A private mesh as a user makes it: two commands, real processes; strangers stay outside, and who is thrown
+out too."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from p2pmesh.cli.main import main
+from tests.integration.processes import PeerProcess, echo_config, until
+from tests.integration.test_processes import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.wire
+
+
+def said(*args: str, code: int = 0) -> str:
+    """Run a verb in this process, which has imported what takes a new one seconds; return what it said."""
+    result = CliRunner(env={"P2PMESH_STATE": None, "P2PMESH_URL": None}).invoke(main, args)
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.stderr
+
+
+@contextmanager
+def running(folder: Path, *names: str, rest: str = "") -> Iterator[list[PeerProcess]]:
+    """Start echo peers of those names, each in a state directory that may be in a mesh."""
+    started = []
+    try:
+        for name in names:
+            started.append(PeerProcess(folder / name, echo_config(folder / name, name, rest=rest)))
+        yield started
+    finally:
+        for peer in started:
+            peer.stop()
+
+
+def state(folder: Path, name: str) -> str:
+    (folder / name).mkdir(exist_ok=True)
+    return str(folder / name / "state")
+
+
+def ticket(peer: PeerProcess, *more: str) -> str:
+    return said("invite", "--url", peer.url, "--json", *more)
+
+
+def joins(folder: Path, name: str, word: str) -> Any:
+    return json.loads(said("join", json.loads(word)["ticket"], "--state", state(folder, name), "--json"))
+
+
+def test_two_commands_make_a_mesh_and_one_takes_a_peer_out(tmp_path: Path) -> None:
+    assert "is founded" in said("mesh", "create", "lab", "--state", state(tmp_path, "ada"))
+    with running(tmp_path, "ada") as (ada,):
+        word = ticket(ada, "--zone", "hr")
+        told = joins(tmp_path, "blaise", word)
+        assert (told["name"], told["zones"]) == ("lab", ["general", "hr"])
+        joins(tmp_path, "carl", ticket(ada))
+        again = said("join", json.loads(word)["ticket"], "--state", state(tmp_path, "dora"), code=1)
+        assert "the ticket has been used up" in again
+        with running(tmp_path, "blaise", "carl") as (blaise, carl):
+            for peer in (ada, blaise, carl):
+                until(lambda peer=peer: peer.alive() == {"ada", "blaise", "carl"})
+            mesh = blaise.status()["mesh"]
+            assert (mesh["name"], mesh["zones"], mesh["signs"]) == ("lab", ["general", "hr"], False)
+            assert said("ask", "hello", "there", "--url", blaise.url) == "echo: hello there\n"
+            served = json.loads(said("ask", "hello", "--zone", "hr", "--url", carl.url, "--json"))
+            assert (served["served_by"], served["path"]) == ("blaise", ["carl", "blaise"])
+            assert "may see the zone 'law'" in said("ask", "x", "--zone", "law", "--url", carl.url, code=1)
+            assert "may see the zone ''" in said("ask", "x", "--zone", "", "--url", carl.url, code=1)
+            assert "signs for nobody" in said("revoke", "carl", "--url", blaise.url, code=1)
+            assert "no peer known here is called x" in said("revoke", "x", "--url", ada.url, code=2)
+            said("revoke", "blaise", "--url", ada.url)
+            for peer in (ada, carl):
+                until(lambda peer=peer: peer.alive() == {"ada", "carl"})
+            until(lambda: blaise.alive() == {"blaise"})
+            until(lambda: any("thrown out" in why for why in blaise.status()["unreachable"].values()))
+        # It stays outside, also of those who have been started anew since.
+        with running(tmp_path, "carl", "blaise") as (carl, blaise):
+            until(lambda: carl.alive() == {"ada", "carl"})
+            until(lambda: any("thrown out" in why for why in blaise.status()["unreachable"].values()))
+            assert carl.alive() == {"ada", "carl"}
+        joins(tmp_path, "blaise", ticket(ada))
+        with running(tmp_path, "blaise") as (blaise,):
+            until(lambda: blaise.alive() >= {"ada", "blaise"})
+
+
+def test_a_peer_of_no_mesh_or_another_stays_outside(tmp_path: Path) -> None:
+    for name in ("ada", "other"):
+        said("mesh", "create", "lab", "--state", state(tmp_path, name))
+    with running(tmp_path, "ada") as (ada,):
+        for name, why in (("stranger", "it takes a ticket to join"), ("other", "of another mesh")):
+            args = echo_config(tmp_path / name, name, join=ada.told["addresses"])
+            peer = PeerProcess(tmp_path / name, args)
+            try:
+                until(lambda peer=peer, why=why: any(why in w for w in peer.status()["unreachable"].values()))
+                assert peer.alive() == {name}
+                assert (peer.status()["mesh"] is None) == (name == "stranger")
+            finally:
+                peer.stop()
+        assert ada.alive() == {"ada"}
+        assert ada.status()["counters"]["strangers"] >= 2
+
+
+def test_who_is_in_no_mesh_listens_to_this_machine_only(tmp_path: Path) -> None:
+    where = ["--engine", "echo", "--http", "127.0.0.1:0", "--state", str(tmp_path / "s")]
+    for address in ("/ip4/0.0.0.0/tcp/0", "/dns4/localhost/tcp/0", "/ip6/::/tcp/0"):
+        assert "p2pmesh mesh create" in refused(*where, "--listen", address, code=2)
+
+
+def test_a_ticket_whose_giver_is_gone_says_so(tmp_path: Path) -> None:
+    said("mesh", "create", "--state", state(tmp_path, "ada"))
+    with running(tmp_path, "ada") as (ada,):
+        word = json.loads(ticket(ada))["ticket"]
+    why = said("join", word, "--state", state(tmp_path, "blaise"), code=1)
+    assert "the peer that gave out the ticket" in why
+    assert not (tmp_path / "blaise" / "state" / "mesh").exists()
+    assert "begins with p2pmesh-" in said("join", "hello", "--state", state(tmp_path, "blaise"), code=1)
+    assert "in a mesh already" in said("mesh", "create", "--state", state(tmp_path, "ada"), code=1)
+    said("mesh", "create", "--state", state(tmp_path, "carl"))
+    assert "in a mesh already" in said("join", word, "--state", state(tmp_path, "carl"), code=1)
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["--expires", "soon"], "is no time span"),
+        (["--expires", "0s"], "expired already"),
+        (["--uses", "0"], "lets in 1..1000 peers"),
+        (["--zone", "x" * 65], "Expected `str` of length <= 64"),
+    ],
+)
+def test_a_ticket_that_lets_nobody_in_is_refused(tmp_path: Path, args: list[str], why: str) -> None:
+    said("mesh", "create", "--state", state(tmp_path, "ada"))
+    with running(tmp_path, "ada") as (ada,):
+        result = CliRunner().invoke(main, ["invite", "--url", ada.url, *args])
+        assert result.exit_code in (1, 2)
+        assert why in result.output
