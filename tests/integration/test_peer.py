@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -469,7 +470,12 @@ async def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path):
             ConfigError, "names the model 'nope'; this peer serves echo", skills=(other,), models=(echo,)
         )
         await refused(ConfigError, "net.join", net=Net(join=("nowhere",)))
-        await refused(ListenError, "no interface", net=Net(listen=("/ip4/192.0.2.1/tcp/0",)))
+        outside = "/ip4/192.0.2.1/tcp/0"
+        for net in (Net(listen=(outside,)), Net(announce=(outside,))):
+            await refused(ConfigError, "can be reached from outside", net=net)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            where = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+            await refused(ListenError, "cannot listen on", net=Net(listen=(where,)))
         state = str(tmp_path / "s")
         async with open_peer(Config(state=state, embedder="hash", models=(echo,))) as peer:
             await refused(StateLocked, "another peer uses")
