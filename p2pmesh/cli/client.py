@@ -58,9 +58,21 @@ def find(url: str | None, directory: str) -> str:
     return str(running["http"])
 
 
-def call(base: str, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def token(directory: str) -> str:
+    """Return the token of the peer that runs in `directory`, or "" where it cannot be read."""
+    running = state.running(state.directory(directory)) or {}
+    return str(running.get("token", ""))
+
+
+def call(
+    base: str,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> Any:
     """Return the JSON that the peer at `base` answers. Raises NoPeer or Unsuccessful."""
-    with _response(base, method, path, body) as response:
+    with _response(base, method, path, body, headers) as response:
         data = response.read()
         return json.loads(data) if data else None
 

@@ -231,6 +231,8 @@ def status(url: str | None, state: str, as_json: bool) -> None:
         outside = f", but not let in any more: {told['mesh']['outside']}" if told["mesh"]["outside"] else ""
         signs = ", and signs for it" if told["mesh"]["signs"] else ""
         click.echo(f"in the mesh {_printable(told['mesh']['name'])}{signs}{outside}")
+        if told["mesh"]["unkept"]:
+            click.echo(f"what it has heard since is not kept: {told['mesh']['unkept']}")
     for address in told["addresses"]:
         click.echo(f"join at {address}")
     for why in told["unreachable"].values():

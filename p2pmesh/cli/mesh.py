@@ -13,6 +13,8 @@ import click
 
 from p2pmesh.cli import client
 
+_ID_CHARS_MIN = 50
+"""An id has 52 characters, a name rarely so many."""
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _STATE = click.option("--state", default="", envvar="P2PMESH_STATE", help="State directory of the peer.")
 _URL = click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer.")
@@ -63,7 +65,8 @@ def create(name: str, zones: tuple[str, ...], state: str, as_json: bool) -> None
     click.echo(
         f"the mesh {name} is founded; who has {path / credentials.SIGNER_KEY} lets others in: keep a copy"
     )
-    click.echo("start this peer with `p2pmesh up --listen /ip4/0.0.0.0/tcp/4001`, then `p2pmesh invite`")
+    flag = f" --state {state}" if state else ""
+    click.echo(f"start it: `p2pmesh up{flag} --listen /ip4/0.0.0.0/tcp/4001`, then `p2pmesh invite{flag}`")
 
 
 @click.command()
@@ -78,7 +81,7 @@ def invite(
 ) -> None:
     """Print a ticket that lets another machine join. Whoever has it is let in: show it to nobody else."""
     body = {"zones": list(zones), "expires_s": expires, "uses": uses}
-    told = client.call(client.find(url, state), "POST", "/mesh/v1/invite", body)
+    told = _call(url, state, "invite", body)
     if as_json:
         click.echo(json.dumps(told))
         return
@@ -106,8 +109,9 @@ def join(ticket: str, state: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told))
         return
+    flag = f" --state {state}" if state else ""
     also = "".join(f" and {zone}" for zone in told["zones"] if zone != "general")
-    click.echo(f"joined {told['name']}; this peer may see general{also}. Start it with `p2pmesh up`")
+    click.echo(f"joined {told['name']}; this peer may see general{also}. Start it with `p2pmesh up{flag}`")
 
 
 def _join(text: str, state: str) -> dict[str, Any]:
@@ -161,19 +165,28 @@ def _join(text: str, state: str) -> dict[str, Any]:
 @_JSON
 def revoke(peer: str, url: str | None, state: str, as_json: bool) -> None:
     """Throw PEER, a name or an id, out of the mesh. A new ticket lets it in again."""
-    base = client.find(url, state)
-    known = client.call(base, "GET", "/mesh/v1/peers")["peers"]
-    meant = [other["id"] for other in known if peer in (other["id"], other["name"])]
+    known = client.call(client.find(url, state), "GET", "/mesh/v1/peers")["peers"]
+    meant = [other["id"] for other in known if other["name"] == peer]
+    if len(peer) >= _ID_CHARS_MIN:
+        meant = [peer]  # an id, which no name takes the place of
     if len(meant) > 1:
         raise click.UsageError(f"{len(meant)} peers are called {peer}: say which by its id")
-    if not meant and len(peer) < 50:
+    if not meant:
         raise click.UsageError(
             f"no peer known here is called {peer}: `p2pmesh peers` lists them; or give its id"
         )
-    body = {"peer": meant[0] if meant else peer}
-    client.call(base, "POST", "/mesh/v1/revoke", body)
+    body = {"peer": meant[0]}
+    _call(url, state, "revoke", body)
     if as_json:
         click.echo(json.dumps(body))
+        return
+    click.echo(f"{meant[0]} is thrown out; tickets it has used are void", err=True)
+
+
+def _call(url: str | None, state: str, verb: str, body: dict[str, Any]) -> Any:
+    """Ask the running peer for what only those may who can read its state directory."""
+    headers = {"x-p2pmesh-token": client.token(state)}
+    return client.call(client.find(url, state), "POST", f"/mesh/v1/{verb}", body, headers)
 
 
 def _stop(failure: Exception) -> NoReturn:

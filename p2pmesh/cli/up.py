@@ -183,7 +183,7 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
             "models": models,
             "pid": os.getpid(),
         }
-        stack.enter_context(state.announced(peer.state_directory, told))
+        stack.enter_context(state.announced(peer.state_directory, {**told, "token": peer.token}))
         if as_json:
             click.echo(json.dumps(told))
         else:

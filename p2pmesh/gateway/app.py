@@ -6,6 +6,7 @@ Only names and sizes are judged here; chat is `chat`'s, shapes are `openai`'s.
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
@@ -225,15 +226,24 @@ class _Door:
 
     async def invite(self, request: Request) -> Response:
         """Make a ticket."""
+        self._check_token(request)
         said = await self._read(request, _Invite)
         ticket = self._peer.invite(zones=said.zones, expires_s=said.expires_s, uses=said.uses)
         return JSONResponse({"ticket": ticket, "addresses": list(self._peer.addresses)})
 
     async def revoke(self, request: Request) -> Response:
         """Throw a peer out."""
+        self._check_token(request)
         said = await self._read(request, _Revoke)
         self._peer.revoke(PeerId(said.peer))
         return Response(status_code=204)
+
+    def _check_token(self, request: Request) -> None:
+        """Raise Untrusted for who cannot read this peer's state directory: others on this machine may ask,
+        and not let anybody in."""
+        shown = request.headers.get("x-p2pmesh-token", "")
+        if not secrets.compare_digest(shown.encode(), self._peer.token.encode()):
+            raise Untrusted("this takes the token of the peer, from running.json in its state directory")
 
     async def _read(self, request: Request, kind: type[T]) -> T:
         body = await chat.body_of(request, self._peer.config.http.body_bytes_max)

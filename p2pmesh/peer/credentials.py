@@ -56,10 +56,11 @@ def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
         standing = Standing(me, signed[0], signed[1], time.time, signed[2:], tuple(kept.invites), _key(path))
     except (msgspec.MsgspecError, Untrusted) as exc:
         raise ConfigError(
-            f"{path / _FILE} is damaged or not ours ({exc}): restore it, or join anew"
+            f"{path / _FILE} is damaged or not ours ({exc}): restore it, or move it away and join anew"
         ) from None
     contacts = tuple(kept.contacts)
     standing.on_change = lambda: _keep(path, standing, contacts)
+    standing.renewal()  # a founder that was away for too long lets itself in again
     return standing, contacts
 
 
@@ -85,7 +86,7 @@ def found(path: Path, me: Identity, name: str, zones: tuple[str, ...]) -> Standi
     try:
         genesis = Signed.of(Genesis(name, Quorum((key.id,), 1, 1), secrets.token_bytes(16)))
         draft = Standing(me.id, genesis, genesis, time.time, key=key)
-        standing = Standing(me.id, genesis, draft.certify(me.id, zones), time.time, key=key)
+        standing = Standing(me.id, genesis, draft.certify(me.id, zones, int(time.time())), time.time, key=key)
     except Untrusted as exc:
         raise ConfigError(f"no such mesh can be: {exc}") from None
     _keep(path, standing, ())
@@ -98,8 +99,7 @@ def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
     check_outside(path, standing.me, standing.roster.mesh)
     older = load(path, standing.me)
     if older is not None:
-        for statement in older[0].statements():
-            standing.learn(statement)  # it was thrown out, perhaps, or others were
+        standing.learn(older[0].statements())  # it was thrown out, perhaps, or others were
         standing.invites = older[0].invites
     _keep(path, standing, contacts)
 

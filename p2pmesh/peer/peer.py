@@ -5,7 +5,6 @@ It composes a driver, a host and the models, and adds no behaviour of its own.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 import socket
@@ -23,7 +22,7 @@ from p2pmesh.net.address import parse
 from p2pmesh.net.discovery import open_discovery
 from p2pmesh.net.host import Host, open_host
 from p2pmesh.net.identity import Identity, load_or_create
-from p2pmesh.peer import credentials, state
+from p2pmesh.peer import credentials, reach, state
 from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
@@ -98,6 +97,8 @@ class Peer:
         self._driver = driver
         self._models = models
         self._left = False
+        self.token = secrets.token_hex(16)
+        """What proves to its HTTP door that somebody may read this peer's state directory."""
         self._streams = 0
         """Blocks of `stream` that have not been left."""
 
@@ -279,8 +280,12 @@ class Peer:
 
     def revoke(self, peer: PeerId) -> None:
         """Throw `peer` out of the mesh: whoever hears of it lets it go, and lets it in no more, until a new
-        ticket does. Raises Untrusted where this peer is in no mesh, or no signer."""
-        self._driver.feed(e.Stated(self._in_mesh().revoke(peer)))
+        ticket does. Raises Untrusted where this peer is in no mesh, or no signer, and ConfigError where that
+        could not be written down."""
+        standing = self._in_mesh()
+        self._driver.feed(e.Stated(standing.revoke(peer)))
+        if standing.unkept:
+            raise ConfigError(f"it is out, which this peer will forget when it ends: {standing.unkept}")
 
     def _in_mesh(self) -> Standing:
         if self._standing is None:
@@ -338,7 +343,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         identity = load_or_create(directory / state.KEY)
         standing, contacts = credentials.load(directory, identity.id) or (None, ())
         if standing is None:
-            _check_loopback(config)
+            reach.check_loopback(config.net)
         host = await stack.enter_async_context(
             open_host(identity, config.net, config.limits.frame_bytes_max, standing)
         )
@@ -362,11 +367,13 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         def describe() -> None:
             able = models.capability()
             if standing is not None:
-                able = replace(able, zones=_zones(standing))
+                able = replace(able, zones=standing.zones())
             driver.feed(e.Described(able, host.addresses[: config.limits.addresses_max]))
 
         models.on_change(describe)
         describe()
+        if standing is not None:
+            standing.on_renewal = describe
         peer = Peer(config, directory, host, driver, models, standing)
         nursery = await stack.enter_async_context(background())
         nursery.start_soon(driver.run)
@@ -389,28 +396,6 @@ def _check_addresses(config: Config) -> None:
             parse(address)
         except ValueError as exc:
             raise ConfigError(f"net.join: {exc}") from None
-
-
-def _zones(standing: Standing) -> tuple[str, ...]:
-    """Return what this peer may see; what everybody may where it is not let in any more."""
-    try:
-        return tuple(sorted(standing.member().zones))
-    except Untrusted:
-        return (GENERAL,)
-
-
-def _check_loopback(config: Config) -> None:
-    """Raise ConfigError for an address at which a peer in no mesh could be reached from outside."""
-    for text in (*config.net.listen, *config.net.announce):
-        try:
-            address = parse(text)
-        except ValueError:
-            continue  # the host says what is wrong with it
-        if not (address.is_ip and ipaddress.ip_address(address.host).is_loopback):
-            raise ConfigError(
-                f"{text} can be reached from outside, and this peer is in no mesh: whoever reaches it could "
-                "join. Found a mesh with `p2pmesh mesh create`, or join one with `p2pmesh join TICKET`"
-            )
 
 
 async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:

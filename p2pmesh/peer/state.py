@@ -159,6 +159,11 @@ def _replace(target: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)  # or a loss of power could undo it
+        finally:
+            os.close(folder)
     except OSError as exc:
         with suppress(OSError):
             partial.unlink()

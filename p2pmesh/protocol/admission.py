@@ -7,7 +7,7 @@ renewed, it is told by what it is given (`Trust`); so it knows no key, no certif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from typing_extensions import assert_never
@@ -15,12 +15,12 @@ from typing_extensions import assert_never
 from p2pmesh.errors import Untrusted
 from p2pmesh.protocol.events import Effect, Hangup, Notify, Send
 from p2pmesh.protocol.messages import Granted, Shown, Stated
-from p2pmesh.record import PeerId
+from p2pmesh.record import GENERAL, PeerId, SignedRecord
 
 LOOK_S = 5.0
 """Seconds between two looks at whose certificate has ended, and whether our own must be renewed."""
-STATEMENTS_MAX = 64
-"""Most statements in one message; more take several."""
+STATEMENTS_MAX = 32
+"""Most statements in one message, which fit there with sixteen signatures each; more take several."""
 
 
 class Signer(Protocol):
@@ -38,18 +38,19 @@ class Signer(Protocol):
 class Trust(Protocol):
     """A mesh's certificates, as this peer has them."""
 
-    def statements(self) -> Collection[bytes]:
-        """Return all that signers have said beside certificates, in an order in which it can be learnt."""
+    def statements(self) -> Sequence[bytes]:
+        """Return all that signers have said beside certificates."""
 
-    def learn(self, statement: bytes) -> bool:
-        """Take what somebody passes on; return whether it is new. Raises Untrusted where it does not hold."""
+    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
+        """Take what somebody passes on; return what of it is new, as it is to be passed on. Raises Untrusted
+        at the first that does not hold: those before it were taken."""
 
     def show(self) -> bytes:
         """Return what this peer shows to be let in."""
 
-    def admit(self, peer: PeerId, shown: bytes) -> bytes:
-        """Judge what `peer` shows. Return what it is to be granted, or nothing. Raises Untrusted where it is
-        not let in."""
+    def judge(self, peer: PeerId, shown: bytes) -> bytes:
+        """Judge what `peer` shows now. Return what it is to be granted, or nothing. Raises Untrusted where it
+        is not let in any more."""
 
     def take(self, granted: bytes) -> None:
         """Take what was granted to this peer. Raises Untrusted where it is nothing of the kind."""
@@ -86,8 +87,21 @@ class Admission:
 
     def connected(self, peer: PeerId) -> None:
         """Tell a new neighbour all there is to know: what it missed while it was away."""
-        if self._trust is not None:
-            self._tell(peer, list(self._trust.statements()))
+        if self._trust is None:
+            return
+        if self._trust.outsiders([peer]):  # since it was let in at the door
+            self._out.append(Hangup(peer))
+        else:
+            self._tell(peer, self._trust.statements())
+
+    def may_see(self, signed: SignedRecord | None, zone: str) -> bool:
+        """Return whether the owner of a record may see `zone` at this moment: its certificate may have ended,
+        or its owner been thrown out, since the record was taken."""
+        if signed is None or zone not in signed.record.capability.zones:
+            return False
+        if self._trust is None or zone == GENERAL:
+            return True
+        return self._trust.vouches(signed.record.id, signed.certificate, (zone,))
 
     def stated(self, statement: bytes) -> None:
         """Somebody at this peer has it from a signer, and `trust` has learnt it."""
@@ -110,35 +124,32 @@ class Admission:
 
     def _on_stated(self, trust: Trust, peer: PeerId, message: Stated) -> None:
         """A neighbour passes something on: if it is new, so do we."""
-        new = []
-        for statement in message.statements:
-            try:
-                if trust.learn(statement):
-                    new.append(statement)
-            except Untrusted as exc:
-                self._out.append(Notify(peer, f"passes on what does not hold: {exc}"))
+        known = set(trust.statements())
+        try:
+            new = trust.learn(message.statements)
+        except Untrusted as exc:
+            new = [statement for statement in trust.statements() if statement not in known]
+            self._let_go_for(peer, f"passes on what does not hold: {exc}")
         if new:
             self._pass_on(trust, new, peer)
 
     def _on_shown(self, trust: Trust, peer: PeerId, message: Shown) -> None:
         """A neighbour has something newer to show, or wants it renewed."""
         try:
-            granted = trust.admit(peer, message.data)
+            granted = trust.judge(peer, message.data)
         except Untrusted as exc:
-            self._out.append(Notify(peer, f"is let go: {exc}"))
-            self._out.append(Hangup(peer))
-            return
+            return self._let_go_for(peer, f"is not let in any more: {exc}")
         if granted:
             self._out.append(Send(peer, Granted(granted)))
+        return None
 
     def _on_granted(self, trust: Trust, peer: PeerId, message: Granted) -> None:
         """A signer has renewed what this peer shows."""
         try:
             trust.take(message.data)
         except Untrusted as exc:
-            self._out.append(Notify(peer, f"grants what does not hold: {exc}"))
-            return
-        self._renewed(trust)
+            return self._let_go_for(peer, f"grants what does not hold: {exc}")
+        return self._renewed(trust)
 
     def advance(self, now: float) -> None:
         """Let go whose certificate has ended, and ask for a new one in time."""
@@ -163,7 +174,11 @@ class Admission:
             if peer != came_from:
                 self._tell(peer, statements)
 
-    def _tell(self, peer: PeerId, statements: list[bytes]) -> None:
+    def _let_go_for(self, peer: PeerId, why: str) -> None:
+        self._out.append(Notify(peer, why))
+        self._out.append(Hangup(peer))
+
+    def _tell(self, peer: PeerId, statements: Sequence[bytes]) -> None:
         for at in range(0, len(statements), STATEMENTS_MAX):
             self._out.append(Send(peer, Stated(tuple(statements[at : at + STATEMENTS_MAX]))))
 
@@ -173,5 +188,4 @@ class Admission:
 
     def _let_go(self, trust: Trust) -> None:
         for peer in trust.outsiders(sorted(self._links)):
-            self._out.append(Notify(peer, "is let go: it is in the mesh no more"))
-            self._out.append(Hangup(peer))
+            self._let_go_for(peer, "is in the mesh no more")

@@ -15,7 +15,7 @@ from p2pmesh.config import Config
 from p2pmesh.protocol.events import Effect, Send
 from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
 from p2pmesh.query import Accepted, Ended, Query, QueryId
-from p2pmesh.record import NOBODY, PeerId
+from p2pmesh.record import PeerId
 
 _KEPT_S = 60.0
 """Seconds for which an answer is held once it is whole, or its time is over. A guess: a client that lost its
@@ -32,7 +32,6 @@ class _Held:
     """An answer of another's that we hold."""
 
     owner: PeerId
-    """Whose it is. NOBODY: somebody came for it before it was whole, and it stays as it is."""
     query: Query
     since: float
     until: float
@@ -42,6 +41,8 @@ class _Held:
     chunks: int
     digest: str
     ended: Ended | None = None
+    claimed: bool = False
+    """Whether somebody came for it before it was whole: it stays as it is from then on."""
 
 
 class Holding:
@@ -61,7 +62,7 @@ class Holding:
         """Hold a query of `peer`'s, and what there is of its answer. Silence says that there is no room."""
         query = message.query
         old = self._held.get(query.id)
-        if query.origin != peer or (old is not None and old.owner != peer):
+        if query.origin != peer or (old is not None and (old.owner != peer or old.claimed)):
             return
         if (peer, query.id) in self._settled:
             return
@@ -93,7 +94,7 @@ class Holding:
         if len(his) < HELD_OF_ONE_MAX and len(self._held) < HELD_MAX:
             return True
         crowd = his if len(his) >= HELD_OF_ONE_MAX else list(self._held)
-        done = (i for i in crowd if self._held[i].ended is not None or self._held[i].owner == NOBODY)
+        done = (i for i in crowd if self._held[i].ended is not None or self._held[i].claimed)
         if (oldest := next(done, None)) is not None:
             del self._held[oldest]
         return oldest is not None
@@ -102,7 +103,9 @@ class Holding:
         """The next piece of an answer that is held here."""
         chunk = message.chunk
         held = self._held.get(chunk.query_id)
-        if held is None or held.owner != peer or chunk.index != held.chunks or not chunk.tokens:
+        if held is None or held.owner != peer or held.claimed:
+            return
+        if chunk.index != held.chunks or not chunk.tokens:
             return
         held.size += len(chunk.text.encode())
         if (
@@ -119,7 +122,7 @@ class Holding:
     def settle(self, peer: PeerId, message: Settle, now: float) -> bool:
         """It is whole, or over. Returns whether it was held for `peer`; if not, it is not to be later."""
         held = self._held.get(message.query_id)
-        if held is None or held.owner != peer:
+        if held is None or held.owner != peer or held.claimed:
             return False
         if message.ended is None:
             del self._held[message.query_id]
@@ -149,10 +152,10 @@ class Holding:
         if held is None:
             return None
         query = held.query
-        if held.ended is None and held.owner != NOBODY:
+        if held.ended is None and not held.claimed:
             self.never(held.owner, query_id)
             self._out.append(Send(held.owner, Settle(query_id, None)))
-            held.owner = NOBODY
+            held.claimed = True
         left_s = max(0.0, query.budget_s - (now - held.since))
         got = Accepted(tuple(held.tokens), "".join(held.text), held.chunks, held.digest)
         return Legacy(replace(query, budget_s=left_s, accepted=got if held.chunks else None), held.ended)

@@ -75,7 +75,7 @@ class Machine:
         self._linking = Linking(me, config, self.membership, self._own, self._known, self._evict)
         self.loads = Loads(config, self._linking.load_set, self._out, now)
         parts = (self.membership, self.gossip, self._local, self.loads, experience, breakers)
-        asked = (self._able, self._tried, lambda: self._now)
+        asked = (self._able, self._tried, self._may_see, lambda: self._now)
         planning = self._planning = Planning(me, name, config, *parts, *asked)
         held = (self._holders, self._may_see, self._flight, self._reach, self._ask, self._cancel)
         self.backups = Backups(me, config, self._out, *held)
@@ -313,8 +313,8 @@ class Machine:
         return {peer for peer in links if self.membership.is_alive(peer) and self._may_see(peer, zone)}
 
     def _may_see(self, peer: PeerId, zone: str) -> bool:
-        its = self._known(peer)
-        return its is not None and zone in its.zones
+        signed = self.gossip.me if peer == self.me else self.gossip.records.get(peer)
+        return self._admission.may_see(signed, zone)
 
     def _flight(self, query_id: QueryId) -> Flight | None:
         return self.relay.flights.get(query_id)

@@ -51,16 +51,17 @@ class Planning:
         breakers: Breakers,
         own: Callable[[Query], Capability],
         tried: Callable[[QueryId], tuple[PeerId, ...]],
+        may_see: Callable[[PeerId, str], bool],
         clock: Callable[[], float],
     ) -> None:
         """`own` returns what this peer can do for a query, `tried` who refused one that is in flight here,
-        and `clock` when the event that is being handled came."""
+        `may_see` whether a peer may see a zone, and `clock` when the event that is being handled came."""
         self.me, self.name = me, name
         self._config = config
         self._membership, self._gossip = membership, gossip
         self._local, self._loads = local, loads
         self._experience, self._breakers = experience, breakers
-        self._own, self._tried, self._clock = own, tried, clock
+        self._own, self._tried, self._may_see, self._clock = own, tried, may_see, clock
         self.estimates = Estimates(local.lengths, self._quality)
         self._seeking = Seeking(me, membership, gossip, self._weigh)
         self._directory: tuple[tuple[int, int], Directory] | None = None
@@ -162,6 +163,8 @@ class Planning:
             known, load = self._loads.backlog(peer, now), self._loads.of(peer)
             told = () if load is None else (load.held, load.pace)
             name, capability = signed.record.name or peer[-8:], signed.record.capability
+            if query.zone in capability.zones and not self._may_see(peer, query.zone):
+                capability = replace(capability, zones=())
             candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
         return candidates
 
@@ -187,10 +190,6 @@ class Planning:
         """What an answer is worth, or that there is none: one that fails fast is never busy, and would draw
         everything."""
         return self._experience.quality(peer, topic, claim) * self._breakers.success(peer, self._clock())
-
-    def _may_see(self, peer: PeerId, zone: str) -> bool:
-        its = self._capability(peer)
-        return its is not None and zone in its.zones
 
     def _capability(self, peer: PeerId) -> Capability | None:
         """Return what a peer says that it can do; None: it is not known."""

@@ -7,16 +7,16 @@ It knows no file and no wire: whoever keeps it is told when it has changed, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated
 
 import msgspec
 
 from p2pmesh.errors import MeshError, Untrusted
-from p2pmesh.record import PeerId
+from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
 from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Member, Roster
-from p2pmesh.trust.statements import BYTES_MAX, Certificate, Change, Revocation, Signed, Signer
+from p2pmesh.trust.statements import BYTES_MAX, Certificate, Revocation, Signed, Signer
 from p2pmesh.trust.tickets import SECRET_BYTES, Invite, Ticket
 
 LIFE_S = LIFE_MAX_S
@@ -25,26 +25,18 @@ ZONED_LIFE_S = 86_400
 """The same of one with zones. A guess: a room whose signer is away for a day."""
 ONE_OUTSIDE = "one is in a mesh and the other in none: it takes a ticket to join (p2pmesh join TICKET)"
 """Why two do not link, for both to tell."""
-CHANGES_SHOWN_MAX = 4
-"""Most changes of signers shown at a door, so that one who missed them can judge the certificate after them.
-More are learnt from whoever lets one in."""
-_AHEAD_S = SKEW_S - 1
-"""Seconds by which a revocation reaches into the future. One less than others' clocks may be slow, so that a
-certificate which begins after it counts at once."""
 _DRAFT_S = 60.0
 """Seconds for which one draft is offered to the signers: their signatures must be under the same bytes."""
 _ADMITTED_MAX = 4_096
 """Most certificates remembered of those that were let in; as many as there can be connections, and more."""
 
 _Statement = Annotated[bytes, msgspec.Meta(max_length=BYTES_MAX)]
-_Statements = Annotated[tuple[_Statement, ...], msgspec.Meta(max_length=CHANGES_SHOWN_MAX)]
 
 
 class _Papers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
     """What a member shows."""
 
     certificate: _Statement
-    changes: _Statements = ()
     draft: _Statement = b""
     """What it would have signed; empty: nothing."""
 
@@ -59,7 +51,6 @@ class _Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     """What the holder of a ticket is given."""
 
     genesis: _Statement
-    statements: Annotated[tuple[_Statement, ...], msgspec.Meta(max_length=64)]
     certificate: _Statement
 
 
@@ -93,20 +84,30 @@ class Standing:
         """Called when there is something new to keep. A MeshError it raises undoes what somebody asked for;
         what the mesh has said holds all the same, and `unkept` says why it may be forgotten."""
         self.unkept = ""
+        self.on_renewal: Callable[[], None] = lambda: None
+        """Called when this peer has a new certificate, which may grant other zones."""
         self._key = key
         self._clock = clock
         self._admitted: dict[PeerId, Signed] = {}
+        self._parsed: dict[bytes, Signed] = {}
         self._draft: Signed | None = None
         self._drafted = -math.inf
 
     @property
     def signs(self) -> bool:
-        """Whether the key of a signer of today is on this machine."""
-        return self._key is not None and self._key.id in self.roster.quorum.signers
+        """Whether a signer's key is on this machine."""
+        return self._key is not None and self._key.id in self.roster.signers
 
     def member(self) -> Member:
         """Return this peer as others see it. Raises Untrusted where they do not let it in."""
         return self.roster.check(self.own, self.me, self._clock())
+
+    def zones(self) -> tuple[str, ...]:
+        """Return what this peer may see: what everybody may, where it is not let in any more."""
+        try:
+            return tuple(sorted(self.member().zones))
+        except Untrusted:
+            return (GENERAL,)
 
     # -- the door -------------------------------------------------------------------------------------
 
@@ -115,22 +116,28 @@ class Standing:
         return self._papers(b"")
 
     def admit(self, peer: PeerId, shown: bytes) -> bytes:
-        """Let in `peer` by its certificate and return nothing, or, where it wants that renewed and this peer
-        signs, the new one; to whoever shows a ticket, what it is for. Raises Untrusted, saying why not."""
-        if not shown:
-            raise Untrusted(ONE_OUTSIDE)
-        try:
-            papers = _shown.decode(shown)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise Untrusted("what it shows is no certificate") from None
+        """Let in `peer` by its certificate and return nothing; to whoever shows a ticket, return what it is
+        for. Raises Untrusted, saying why neither, and MeshError where a ticket's use cannot be kept."""
+        papers = _read(shown)
         if isinstance(papers, _Secret):
             return self._redeem(peer, papers.secret)
-        for change in papers.changes:
-            self._learn_quietly(change)
+        self._judge(peer, papers)
+        return b""
+
+    def judge(self, peer: PeerId, shown: bytes) -> bytes:
+        """Judge `peer`, which was let in, by what it shows now; return its draft with this peer's signature
+        under it, where that is to be had, or nothing. Raises Untrusted where it is not let in any more."""
+        papers = _read(shown)
+        if isinstance(papers, _Secret):
+            raise Untrusted("a ticket is shown at the door")
+        member = self._judge(peer, papers)
+        return self._renewed(member, papers) if papers.draft and self.signs else b""
+
+    def _judge(self, peer: PeerId, papers: _Papers) -> Member:
         certificate = Signed.parse(papers.certificate)
         member = self.roster.check(certificate, peer, self._clock())
         self._remember(peer, certificate)
-        return self._renewed(member, certificate, papers.draft) if papers.draft and self.signs else b""
+        return member
 
     def certificate(self) -> bytes:
         """Return this peer's certificate, as it goes with its record."""
@@ -139,23 +146,40 @@ class Standing:
     def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
         """Return whether `certificate` proves that `peer` is in, and may see `zones`."""
         try:
-            return self.roster.check(Signed.parse(certificate), peer, self._clock()).zones.issuperset(zones)
+            signed = self._parsed.get(certificate) or Signed.parse(certificate)
+            self._parsed[certificate] = signed  # its signatures are checked once
+            if len(self._parsed) > _ADMITTED_MAX:
+                del self._parsed[next(iter(self._parsed))]
+            return self.roster.check(signed, peer, self._clock()).zones.issuperset(zones)
         except Untrusted:
             return False
 
     # -- what signers say -----------------------------------------------------------------------------
 
-    def statements(self) -> Collection[bytes]:
+    def statements(self) -> Sequence[bytes]:
         """Return all that signers have said beside certificates."""
         return [signed.to_bytes() for signed in self.roster]
 
-    def learn(self, statement: bytes) -> bool:
-        """Take a change of signers or a revocation; return whether it is new. Raises as `Roster.add`."""
-        new = self.roster.add(Signed.parse(statement))
-        if new:
-            self.roster.forget(self._clock())
-            self._changed()
+    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
+        """Take revocations; return those that are new, as they are to be passed on. Raises Untrusted at the
+        first that does not hold: those before it were taken."""
+        new: list[bytes] = []
+        try:
+            for statement in statements:
+                signed = Signed.parse(statement)
+                if self.roster.add(signed):
+                    new.append(signed.only(self.roster.signers).to_bytes())
+                    self._void(signed)
+        finally:
+            if new:
+                self._changed()
         return new
+
+    def _void(self, revocation: Signed) -> None:
+        """Take back the tickets that whoever is thrown out has used: he would come again under a new key."""
+        assert isinstance(revocation.statement, Revocation)
+        out = revocation.statement.peer
+        self.invites = tuple(invite for invite in self.invites if out not in invite.used)
 
     def _changed(self) -> None:
         try:
@@ -180,20 +204,34 @@ class Standing:
     def renewal(self) -> bytes:
         """Return what to show to signers, once the certificate is past half its life; before that nothing."""
         said, now = self._said, self._clock()
+        if self.unkept:
+            self._changed()
         if now < (said.not_before + said.not_after) / 2:
             return b""
         try:
             granted = self.member().zones
         except Untrusted:
-            return b""  # it is not let in: it takes a ticket
+            return self._renewed_alone()
         if self._draft is None or not 0 <= now - self._drafted < _DRAFT_S:
             life = said.not_after - said.not_before
             zones = tuple(zone for zone in said.zones if zone in granted)
-            new = Certificate(said.mesh, said.peer, zones, int(now), int(now) + life)
+            new = Certificate(said.mesh, said.peer, zones, said.since, int(now), int(now) + life)
             self._draft, self._drafted = Signed.of(new, [self._key] if self.signs and self._key else ()), now
             if self._complete(self._draft):
                 return self.show()
         return self._papers(self._draft.to_bytes())
+
+    def _renewed_alone(self) -> bytes:
+        """Where this peer is not let in any more: one that has the key that suffices was only away for long.
+        Any other needs a ticket."""
+        said = self._said
+        if self.signs and self.roster.revoked_at(self.me) < said.since:
+            try:
+                self._show_from_now_on(self.certify(self.me, said.zones, said.since))
+            except Untrusted:
+                return b""
+            return self.show()
+        return b""
 
     def take(self, granted: bytes) -> None:
         """Take a signature under the draft, which becomes the certificate once there are enough of them.
@@ -201,8 +239,8 @@ class Standing:
         signed = Signed.parse(granted)
         if self._draft is None or signed.body != self._draft.body:
             return
-        merged = dict(self._draft.signatures)
-        merged.update((signer, text) for signer, text in signed.signatures if signer in signed.signers)
+        # Nobody but signers: others' signatures would make it too long to be read.
+        merged = {**dict(self._draft.signatures), **dict(signed.only(self.roster.signers).signatures)}
         self._draft = Signed(self._draft.statement, self._draft.body, tuple(sorted(merged.items())))
         self._complete(self._draft)
 
@@ -215,19 +253,24 @@ class Standing:
         assert isinstance(draft.statement, Certificate)
         if not member.zones.issuperset(draft.statement.zones):
             return False
-        self.own, self._draft = draft, None
-        self._changed()
+        self._draft = None
+        self._show_from_now_on(draft)
         return True
 
-    def _renewed(self, member: Member, certificate: Signed, draft: bytes) -> bytes:
+    def _show_from_now_on(self, certificate: Signed) -> None:
+        self.own = certificate
+        self._changed()
+        self.on_renewal()
+
+    def _renewed(self, member: Member, papers: _Papers) -> bytes:
         """Sign a draft of `member`'s, if it asks for no more than it has. Returns nothing otherwise."""
-        signed, now = Signed.parse(draft), self._clock()
-        new, old = signed.statement, certificate.statement
+        signed, now = Signed.parse(papers.draft).only(self.roster.signers), self._clock()
+        new, old = signed.statement, Signed.parse(papers.certificate).statement
         assert isinstance(old, Certificate)
         if (
             self._key is None
             or not isinstance(new, Certificate)
-            or (new.mesh, new.peer) != (old.mesh, old.peer)
+            or (new.mesh, new.peer, new.since) != (old.mesh, old.peer, old.since)
             or not member.zones.issuperset(new.zones)
             or abs(now - new.not_before) > SKEW_S / 2
             or new.not_after - new.not_before > old.not_after - old.not_before
@@ -242,21 +285,20 @@ class Standing:
     ) -> Ticket:
         """Return a ticket of `secret`, random bytes, which lets `uses` peers in during `life_s` seconds.
         Raises Untrusted where this peer alone cannot let them in."""
-        self.certify(self.me, zones)  # what could not be certified then is refused now
         now = self._clock()
+        self.certify(self.me, zones, int(now))  # what could not be certified then is refused now
         ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
         self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now))
         return Ticket.parse(str(ticket))
 
-    def certify(self, peer: PeerId, zones: tuple[str, ...]) -> Signed:
-        """Return a certificate of `peer`, signed with this machine's key. Raises Untrusted where that does
-        not let it in."""
+    def certify(self, peer: PeerId, zones: tuple[str, ...], since: int) -> Signed:
+        """Return a certificate of `peer`, let in at `since`, signed with this machine's key. Raises Untrusted
+        where that does not let it in."""
         self._check_alone(zones)
         assert self._key is not None
-        # Whoever was thrown out before is in again by it.
-        begins = max(int(self._clock()), self.roster.revoked_at(peer) + 1)
+        begins = int(self._clock())
         ends = begins + (ZONED_LIFE_S if zones else LIFE_S)
-        return Signed.of(Certificate(self.roster.mesh, peer, zones, begins, ends), [self._key])
+        return Signed.of(Certificate(self.roster.mesh, peer, zones, since, begins, ends), [self._key])
 
     def revoke(self, peer: PeerId) -> bytes:
         """Throw `peer` out, and return the statement, for all to know. Raises Untrusted where this machine
@@ -265,10 +307,11 @@ class Standing:
             raise Untrusted("that is this peer itself: let another signer's do it")
         if self._key is None or not self.signs:
             raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
-        # Its certificate may be of a clock that is ahead: no more than `_renewed` lets it be.
-        at = math.ceil(self._clock()) + _AHEAD_S
+        # It may have been let in by a signer whose clock is ahead.
+        at = math.ceil(self._clock()) + SKEW_S
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
-        self.learn(signed.to_bytes())
+        if not self.learn([signed.to_bytes()]) and self.roster.revoked_at(peer) < at:
+            raise Untrusted("there is no room for one more who was thrown out: found a new mesh")
         return signed.to_bytes()
 
     def _check_alone(self, zones: tuple[str, ...]) -> None:
@@ -279,12 +322,13 @@ class Standing:
             raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
-        out_since = self.roster.revoked_at(peer) - _AHEAD_S
-        found, after = tickets.redeem(secret, peer, self.invites, out_since, self._clock())
-        certificate = self.certify(peer, found.zones)
-        self._keep_invites(after)  # before it is given: a ticket must not be good again after a crash
-        known = tuple(signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change))
-        return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), known, certificate.to_bytes()))
+        out_until = self.roster.revoked_at(peer)
+        found, after = tickets.redeem(secret, peer, self.invites, out_until - SKEW_S, self._clock())
+        # Since the ticket was given out, not since now: who has not heard of a revocation undoes it not.
+        certificate = self.certify(peer, found.zones, max(int(found.made), out_until + 1))
+        if after is not self.invites:
+            self._keep_invites(after)  # before it is given: it must not be good again after a crash
+        return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), certificate.to_bytes()))
 
     def _keep_invites(self, invites: tuple[Invite, ...]) -> None:
         before, self.invites = self.invites, invites
@@ -302,21 +346,24 @@ class Standing:
         return self.own.statement
 
     def _papers(self, draft: bytes) -> bytes:
-        changes = [signed.to_bytes() for signed in self.roster if isinstance(signed.statement, Change)]
-        shown = _Papers(self.own.to_bytes(), tuple(changes[-CHANGES_SHOWN_MAX:]), draft)
-        return msgspec.msgpack.encode(shown)
-
-    def _learn_quietly(self, statement: bytes) -> None:
-        try:
-            self.learn(statement)
-        except Untrusted:
-            return  # it is not what the certificate is judged by
+        return msgspec.msgpack.encode(_Papers(self.own.to_bytes(), draft))
 
     def _remember(self, peer: PeerId, certificate: Signed) -> None:
         self._admitted.pop(peer, None)
         if len(self._admitted) >= _ADMITTED_MAX:
             del self._admitted[next(iter(self._admitted))]
         self._admitted[peer] = certificate
+
+
+def _read(shown: bytes) -> _Papers | _Secret:
+    """Return what somebody shows. Raises Untrusted where it is nothing of the kind."""
+    if not shown:
+        raise Untrusted(ONE_OUTSIDE)
+    try:
+        papers: _Papers | _Secret = _shown.decode(shown)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise Untrusted("what it shows is no certificate") from None
+    return papers
 
 
 def shown_for(ticket: Ticket) -> bytes:
@@ -334,7 +381,6 @@ def welcomed(granted: bytes, ticket: Ticket, me: PeerId, clock: Callable[[], flo
     genesis = Signed.parse(given.genesis)
     if genesis.digest != ticket.mesh:
         raise Untrusted("what was given for the ticket is of another mesh")
-    statements = [Signed.parse(statement) for statement in given.statements]
-    standing = Standing(me, genesis, Signed.parse(given.certificate), clock, statements)
+    standing = Standing(me, genesis, Signed.parse(given.certificate), clock)
     standing.member()
     return standing

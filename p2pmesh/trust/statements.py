@@ -1,4 +1,4 @@
-"""What signers state, and the bytes of it: who signs for a mesh, who is in it, who is out. Pure.
+"""What signers state, and the bytes of it: how a mesh begins, who is in it, who is out. Pure.
 
 It knows bytes and keys; no clock, no file, no wire. Whether a statement counts says `roster`. A statement is
 kept and passed on as the very bytes that were signed, never encoded anew, so that there is nothing to
@@ -8,8 +8,8 @@ disagree about. Each kind has a number of its own within what is signed: no sign
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Protocol, TypeAlias
 
@@ -22,17 +22,17 @@ from p2pmesh.trust.keys import PEER_ID_CHARS_MAX, public_key_of, verify
 
 SIGNERS_MAX = 16
 """Most signers of a mesh. A guess: a few people, each with a spare key."""
-ZONES_MAX = 16
-"""Most zones in one certificate."""
-NAME_CHARS_MAX = 64
-"""Longest name of a mesh or a zone."""
+ZONES_MAX = 15
+"""Most zones in one certificate: a record has room for these and the general one."""
+NAME_BYTES_MAX = 64
+"""Longest name of a mesh or a zone, in bytes of UTF-8."""
 BYTES_MAX = STATEMENT_BYTES_MAX
 """Longest statement with its signatures."""
 TIME_MAX = 2**40
 """Latest time, in Unix seconds."""
 _DOMAIN = b"p2pmesh/statement/1\0"
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_BYTES_MAX)]
 _Peer = Annotated[str, msgspec.Meta(max_length=PEER_ID_CHARS_MAX)]
 _Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Time = Annotated[int, msgspec.Meta(ge=0, le=TIME_MAX)]
@@ -49,11 +49,6 @@ class Quorum(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     zoned: _Count
     """How many let a peer see a zone, which is no fewer."""
 
-    @property
-    def majority(self) -> int:
-        """How many change who signs."""
-        return len(self.signers) // 2 + 1
-
 
 class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
     """How a mesh begins. Its digest is the mesh's id, so nobody has to sign it."""
@@ -64,34 +59,28 @@ class Genesis(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """Random, or two meshes of one name and one signer were the same."""
 
 
-class Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """Others sign from now on. Signed by a majority of those who did."""
-
-    mesh: _Digest
-    after: _Digest
-    """The digest of the genesis or change that it follows."""
-    quorum: Quorum
-
-
-class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
     """A peer is in the mesh, and may see these zones beside the general one."""
 
     mesh: _Digest
     peer: _Peer
     zones: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=ZONES_MAX)]
+    since: _Time
+    """When a signer let it in, which a renewal does not change: what a revocation looks at."""
     not_before: _Time
     not_after: _Time
 
 
-class Revocation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
-    """A peer is out: no certificate counts that began at `at` or earlier. One later lets it in again."""
+class Revocation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):
+    """A peer is out: no certificate counts of one that was let in at `at` or earlier. A later one lets it in
+    again."""
 
     mesh: _Digest
     peer: _Peer
     at: _Time
 
 
-Statement: TypeAlias = Genesis | Change | Certificate | Revocation
+Statement: TypeAlias = Genesis | Certificate | Revocation
 _decoder: msgspec.msgpack.Decoder[Statement] = msgspec.msgpack.Decoder(Statement)
 _Signature = tuple[_Peer, Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]]
 _Whole = tuple[bytes, Annotated[tuple[_Signature, ...], msgspec.Meta(max_length=SIGNERS_MAX)]]
@@ -116,6 +105,8 @@ class Signed:
     statement: Statement
     body: bytes
     signatures: tuple[tuple[PeerId, bytes], ...] = ()
+    _holds: dict[PeerId, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Whose signature was checked, and whether it holds."""
 
     @classmethod
     def of(cls, statement: Statement, keys: Iterable[Signer] = ()) -> Self:
@@ -146,10 +137,20 @@ class Signed:
         mine = {key.id: key.sign(_DOMAIN + self.body) for key in keys}
         return type(self)(self.statement, self.body, tuple(sorted({**dict(self.signatures), **mine}.items())))
 
-    @cached_property
-    def signers(self) -> frozenset[PeerId]:
-        """Who signed it indeed: a signature that does not hold counts for nothing."""
-        return frozenset(s for s, signature in self.signatures if verify(s, _DOMAIN + self.body, signature))
+    def signers(self, known: Collection[PeerId]) -> frozenset[PeerId]:
+        """Return those of `known` who signed it indeed. No other signature is looked at: a stranger shall not
+        make us work."""
+        for signer, signature in self.signatures:
+            if signer in known and signer not in self._holds:
+                self._holds[signer] = verify(signer, _DOMAIN + self.body, signature)
+        return frozenset(signer for signer, holds in self._holds.items() if holds and signer in known)
+
+    def only(self, known: Collection[PeerId]) -> Self:
+        """Return it without what is no signature of one of `known`: that is to be neither kept nor passed
+        on."""
+        good = self.signers(known)
+        kept = tuple((signer, signature) for signer, signature in self.signatures if signer in good)
+        return type(self)(self.statement, self.body, kept)
 
     @cached_property
     def digest(self) -> bytes:
@@ -161,10 +162,13 @@ def _read(body: bytes) -> Statement:
     """Return the statement in `body`. Raises Untrusted for what cannot be one, whoever signed it."""
     try:
         statement = _decoder.decode(body)
-        if isinstance(statement, (Genesis, Change)):
+        if isinstance(statement, Genesis):
             _check_quorum(statement.quorum)
         else:
             public_key_of(statement.peer)
+        names = (statement.name,) if isinstance(statement, Genesis) else getattr(statement, "zones", ())
+        if any(len(name.encode()) > NAME_BYTES_MAX for name in names):
+            raise ValueError(f"a name of more than {NAME_BYTES_MAX} bytes")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise Untrusted(f"not a statement: {error}") from None
     if isinstance(statement, Certificate) and not statement.not_before < statement.not_after:

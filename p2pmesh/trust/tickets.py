@@ -23,7 +23,7 @@ SECRET_BYTES = 16
 """Enough that nobody guesses it, at one try per connection."""
 TEXT_CHARS_MAX = 2_048
 """Longest ticket."""
-USES_MAX = 1_000
+USES_MAX = 100
 """Most peers that one ticket lets in."""
 OPEN_MAX = 256
 """Most tickets of one peer that are good at a time."""

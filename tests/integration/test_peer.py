@@ -472,7 +472,7 @@ async def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path):
         await refused(ConfigError, "net.join", net=Net(join=("nowhere",)))
         outside = "/ip4/192.0.2.1/tcp/0"
         for net in (Net(listen=(outside,)), Net(announce=(outside,))):
-            await refused(ConfigError, "can be reached from outside", net=net)
+            await refused(ConfigError, "not on this machine alone", net=net)
         with socket.create_server(("127.0.0.1", 0)) as taken:
             where = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
             await refused(ListenError, "cannot listen on", net=Net(listen=(where,)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2pmesh.net.identity import Identity
 from p2pmesh.record import PeerId
-from p2pmesh.trust.statements import Certificate, Change, Genesis, Quorum, Revocation, Signed
+from p2pmesh.trust.statements import Certificate, Genesis, Quorum, Revocation, Signed
 
 DAY = 86_400
 NOW = 1_800_000_000
@@ -21,19 +21,16 @@ def genesis(*keys: Identity, admit: int = 1, zoned: int | None = None) -> Signed
     return Signed.of(Genesis("lab", quorum(*keys, admit=admit, zoned=zoned), bytes(16)))
 
 
-def change(mesh: Signed, after: Signed, to: Quorum, *keys: Identity) -> Signed:
-    return Signed.of(Change(mesh.digest, after.digest, to), keys)
-
-
 def certificate(
     mesh: Signed,
     *keys: Identity,
     peer: PeerId = ADA,
     zones: tuple[str, ...] = (),
+    since: int = NOW,
     begins: int = NOW,
     life: int = DAY,
 ) -> Signed:
-    return Signed.of(Certificate(mesh.digest, peer, zones, begins, begins + life), keys)
+    return Signed.of(Certificate(mesh.digest, peer, zones, since, begins, begins + life), keys)
 
 
 def revocation(mesh: Signed, *keys: Identity, peer: PeerId = ADA, at: int = NOW) -> Signed:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from p2pmesh.errors import Untrusted
+from p2pmesh.errors import Reason, Untrusted
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.admission import LOOK_S, STATEMENTS_MAX
-from p2pmesh.record import PeerId
-from tests.machines import UNABLE, A, B, Bench, C, of, sent, signed
+from p2pmesh.protocol.routing import Kind
+from p2pmesh.record import Capability, PeerId, Version
+from tests.machines import MODEL, UNABLE, A, B, Bench, C, of, query, sent, signed
 
 
 class Trust:
@@ -21,22 +22,24 @@ class Trust:
         self.asks = self.grants = b""
         self.own, self.vouched = b"mine", True
 
-    def statements(self) -> Collection[bytes]:
-        return self.said
+    def statements(self) -> Sequence[bytes]:
+        return tuple(self.said)
 
-    def learn(self, statement: bytes) -> bool:
-        if statement == b"false":
-            raise Untrusted("no signer has said so")
-        if statement in self.said:
-            return False
-        self.said.append(statement)
-        self.out.add(PeerId(statement.decode()))
-        return True
+    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
+        new = []
+        for statement in statements:
+            if statement == b"false":
+                raise Untrusted("no signer has said so")
+            if statement not in self.said:
+                self.said.append(statement)
+                self.out.add(PeerId(statement.decode()))
+                new.append(statement)
+        return new
 
     def show(self) -> bytes:
         return b"me"
 
-    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+    def judge(self, peer: PeerId, shown: bytes) -> bytes:
         if shown == b"bad":
             raise Untrusted("its certificate has expired")
         return self.grants
@@ -76,8 +79,9 @@ def test_what_is_new_is_passed_on_to_all_others_and_what_is_old_to_nobody() -> N
         (peer, m.Stated((b"x", b"y"))) for peer in (B, C)
     ]
     assert not sent(bench.say(B, m.Stated((b"x", b"y"))), m.Stated)
-    effects = bench.say(B, m.Stated((b"y", b"false", b"z")))
+    effects = bench.say(B, m.Stated((b"y", b"z", b"false", b"never")))
     assert sent(effects, m.Stated, A) == [m.Stated((b"z",))]
+    assert let_go(effects) == [B]
     assert "does not hold" in of(effects, e.Notify)[0].what
 
 
@@ -95,10 +99,33 @@ def test_who_is_thrown_out_is_let_go_at_once_and_the_others_hear_of_it() -> None
     assert let_go(effects) == [B]
     assert sent(effects, m.Stated, C)
     bench = Meshed(A, B)
-    bench.trust.learn(b"a")  # as its own signer does
+    bench.trust.learn([b"a"])  # as its own signer does
     effects = bench.handle(e.Stated(b"a"))
     assert let_go(effects) == [A]
     assert sent(effects, m.Stated, B) == [m.Stated((b"a",))]
+
+
+def test_who_was_thrown_out_while_it_was_greeted_is_let_go_at_once() -> None:
+    bench = Meshed()
+    bench.trust.out.add(A)
+    bench.trust.said = [b"x"]
+    effects = bench.handle(e.Connected(A))
+    assert let_go(effects) == [A]
+    assert not sent(effects, m.Stated)
+
+
+def test_a_zone_lasts_as_long_as_the_certificate_of_the_record() -> None:
+    """A record was vouched for when it came, and never again."""
+    bench = Meshed(A)
+    able = Capability(models=(MODEL,), zones=("general", "hr"))
+    bench.say(A, m.Records((signed(A, Version(1, 2), able),)))
+    asked = query(origin=bench.machine.me, zone="hr")
+    assert bench.machine.explain(asked).kind is Kind.FORWARD
+    assert bench.machine._holders("hr") == {A}
+    bench.trust.vouched = False
+    assert bench.machine.explain(asked).reason is Reason.NO_ROUTE
+    assert bench.machine._holders("hr") == set()
+    assert bench.machine._holders("general") == {A}
 
 
 def test_whose_certificate_ends_is_let_go_at_the_next_look() -> None:
@@ -130,7 +157,7 @@ def test_what_gets_old_is_shown_to_all_until_it_is_renewed_and_then_once_more() 
     assert bench.machine.gossip.me.certificate == b"newer"
     assert before.record.version < bench.machine.gossip.me.record.version
     assert not sent(bench.wait(2 * LOOK_S), m.Shown)
-    assert "does not hold" in of(bench.say(A, m.Granted(b"false")), e.Notify)[0].what
+    assert let_go(bench.say(A, m.Granted(b"false"))) == [A]
 
 
 def test_what_a_signer_renews_itself_is_shown_too() -> None:

@@ -433,6 +433,13 @@ def crowded(*owners: PeerId, each: int) -> Bench:
     return bench
 
 
+def test_what_somebody_came_for_counts_for_whose_it_was() -> None:
+    bench = crowded(A, each=128)
+    bench.say(B, m.Claim(query(0, origin=A).id))
+    assert sent(bench.say(A, m.Keep(query(200, origin=A))), m.Kept)  # in its place
+    assert not sent(bench.say(A, m.Keep(query(201, origin=A))), m.Kept)
+
+
 def test_one_that_somebody_came_for_makes_room() -> None:
     bench = crowded(A, B, each=128)
     bench.say(A, m.Claim(query(200, origin=B).id))
