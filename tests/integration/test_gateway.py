@@ -259,7 +259,7 @@ async def test_curl_gets_an_answer_and_a_stream():
 # -------------------------------------------------------------------- clients that come back
 
 
-async def test_who_comes_with_the_last_event_s_id_gets_the_rest_and_nobody_else_does():
+async def test_who_comes_with_the_last_event_s_id_gets_the_rest_and_again_should_it_be_lost():
     words = " ".join(f"w{number}" for number in range(60))
     async with door(replace(QUICK, tokens_per_s=40.0)) as it:
         asked = body(words, stream=True, max_tokens=100)
@@ -277,7 +277,10 @@ async def test_who_comes_with_the_last_event_s_id_gets_the_rest_and_nobody_else_
                 assert events(rest.text)[-1] == "[DONE]"
                 # Who reads an answer twice has two connections, and one answer.
                 assert "cancelled" in "".join([line async for line in lines])
-            gone = await client.get("/mesh/v1/answers", headers={"last-event-id": marks[-1]})
+            again = await client.get("/mesh/v1/answers", headers={"last-event-id": marks[-1]})
+            assert begun + content(events(again.text)) == f"echo: {words}"
+            other = f"{'0' * 32}{marks[-1][32:]}"
+            gone = await client.get("/mesh/v1/answers", headers={"last-event-id": other})
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "answer_not_found")
         await it.idle()
 
