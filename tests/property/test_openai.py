@@ -14,7 +14,7 @@ from p2pmesh.gateway import openai
 from p2pmesh.query import RANGES, Message, Options
 
 LIMITS = Limits()
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FIELDS = [
     "messages",
     "model",
