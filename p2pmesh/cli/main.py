@@ -66,8 +66,11 @@ def main() -> None:
     """A mesh of language models that nobody leads."""
 
 
-for _verb_of in (up, mesh, invite, join, revoke):
-    main.add_command(_verb_of)
+main.add_command(up)
+main.add_command(mesh)
+main.add_command(invite)
+main.add_command(join)
+main.add_command(revoke)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -58,9 +58,9 @@ async def open_host(
     """Listen as `identity` where `config.listen` says, and yield the host.
 
     `frame_bytes_max`: longest frame sent or taken, in bytes. `door`: who is let in; None: who has no mesh.
-    Leaving says goodbye on every link, within
-    CLOSE_S, and leaves no listener, no task and no descriptor behind, cancelled or not. Raises ConfigError
-    for an address that is none, and ListenError for one that is taken or not ours; nothing then listens.
+    Leaving says goodbye on every link, within CLOSE_S, and leaves no listener, no task and no descriptor
+    behind, cancelled or not. Raises ConfigError for an address that is none, and ListenError for one that is
+    taken or not ours; nothing then listens.
     """
     listeners = await listen(config.listen)
     failure: Exception | None = None

@@ -293,7 +293,10 @@ class Peer:
         return self._standing
 
     def join(self, address: str) -> None:
-        """Dial a peer at a multiaddress; what comes of it shows in `members`."""
+        """Dial a peer at a multiaddress; what comes of it shows in `members`. Raises ConfigError where this
+        peer is in no mesh, and that one not on this machine."""
+        if self._standing is None:
+            reach.check_address(address)
         self._host.dial(None, [address])
 
     async def drain(self, grace_s: float | None = None) -> bool:

@@ -20,12 +20,18 @@ def check_loopback(net: Net) -> None:
             "one with `p2pmesh mesh create`, or join one with `p2pmesh join TICKET`"
         )
     for text in (*net.listen, *net.announce, *net.join):
-        try:
-            address = parse(text)
-        except ValueError:
-            continue  # the host says what is wrong with it
-        if not (address.is_ip and ipaddress.ip_address(address.host).is_loopback):
-            raise ConfigError(
-                f"{text} is not on this machine alone, and this peer is in no mesh: whoever is there could "
-                "join. Found a mesh with `p2pmesh mesh create`, or join one with `p2pmesh join TICKET`"
-            )
+        check_address(text)
+
+
+def check_address(text: str) -> None:
+    """Raise ConfigError for an address that is not on this machine alone. One that is none passes: the host
+    says what is wrong with it."""
+    try:
+        address = parse(text)
+    except ValueError:
+        return
+    if not (address.is_ip and ipaddress.ip_address(address.host).is_loopback):
+        raise ConfigError(
+            f"{text} is not on this machine alone, and this peer is in no mesh: whoever is there could "
+            "join. Found a mesh with `p2pmesh mesh create`, or join one with `p2pmesh join TICKET`"
+        )

@@ -41,9 +41,9 @@ class Trust(Protocol):
     def statements(self) -> Sequence[bytes]:
         """Return all that signers have said beside certificates."""
 
-    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
-        """Take what somebody passes on; return what of it is new, as it is to be passed on. Raises Untrusted
-        at the first that does not hold: those before it were taken."""
+    def learn(self, statements: Sequence[bytes]) -> tuple[list[bytes], str]:
+        """Take what somebody passes on, up to the first that does not hold; return what of it is new, as it
+        is to be passed on, and what was wrong with that one, or nothing."""
 
     def show(self) -> bytes:
         """Return what this peer shows to be let in."""
@@ -124,12 +124,9 @@ class Admission:
 
     def _on_stated(self, trust: Trust, peer: PeerId, message: Stated) -> None:
         """A neighbour passes something on: if it is new, so do we."""
-        known = set(trust.statements())
-        try:
-            new = trust.learn(message.statements)
-        except Untrusted as exc:
-            new = [statement for statement in trust.statements() if statement not in known]
-            self._let_go_for(peer, f"passes on what does not hold: {exc}")
+        new, wrong = trust.learn(message.statements)
+        if wrong:
+            self._let_go_for(peer, f"passes on what does not hold: {wrong}")
         if new:
             self._pass_on(trust, new, peer)
 

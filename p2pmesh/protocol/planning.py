@@ -147,7 +147,7 @@ class Planning:
         candidates = []
         if self.me not in barred:
             backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
-            mine = self._own(query)
+            mine = self._seeing(self.me, query.zone, self._own(query))
             candidates.append(Candidate(self.me, self.name, mine, backlog, 0.0, self.me, *own))
         records, links = self._gossip.records, self._membership.links
         blind: set[PeerId] | None = None
@@ -162,11 +162,16 @@ class Planning:
                 continue
             known, load = self._loads.backlog(peer, now), self._loads.of(peer)
             told = () if load is None else (load.held, load.pace)
-            name, capability = signed.record.name or peer[-8:], signed.record.capability
-            if query.zone in capability.zones and not self._may_see(peer, query.zone):
-                capability = replace(capability, zones=())
+            name = signed.record.name or peer[-8:]
+            capability = self._seeing(peer, query.zone, signed.record.capability)
             candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
         return candidates
+
+    def _seeing(self, peer: PeerId, zone: str, able: Capability) -> Capability:
+        """Return what `peer` can do, without its zones where it may not see `zone` at this moment."""
+        if zone in able.zones and not self._may_see(peer, zone):
+            return replace(able, zones=())
+        return able
 
     def _worth_weighing(self, query: Query) -> Iterable[PeerId]:
         """All that are known while they are few; else the links, whose load is known, and the likeliest."""

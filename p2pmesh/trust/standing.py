@@ -147,12 +147,13 @@ class Standing:
         """Return whether `certificate` proves that `peer` is in, and may see `zones`."""
         try:
             signed = self._parsed.get(certificate) or Signed.parse(certificate)
-            self._parsed[certificate] = signed  # its signatures are checked once
-            if len(self._parsed) > _ADMITTED_MAX:
-                del self._parsed[next(iter(self._parsed))]
-            return self.roster.check(signed, peer, self._clock()).zones.issuperset(zones)
+            granted = self.roster.check(signed, peer, self._clock()).zones
         except Untrusted:
             return False
+        self._parsed[certificate] = signed  # its signatures are checked once
+        if len(self._parsed) > _ADMITTED_MAX:
+            del self._parsed[next(iter(self._parsed))]
+        return granted.issuperset(zones)
 
     # -- what signers say -----------------------------------------------------------------------------
 
@@ -160,20 +161,23 @@ class Standing:
         """Return all that signers have said beside certificates."""
         return [signed.to_bytes() for signed in self.roster]
 
-    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
-        """Take revocations; return those that are new, as they are to be passed on. Raises Untrusted at the
-        first that does not hold: those before it were taken."""
+    def learn(self, statements: Sequence[bytes]) -> tuple[list[bytes], str]:
+        """Take revocations, up to the first that does not hold; return those that are new, as they are to be
+        passed on, and what is wrong with that one, or nothing."""
         new: list[bytes] = []
-        try:
-            for statement in statements:
+        wrong = ""
+        for statement in statements:
+            try:
                 signed = Signed.parse(statement)
                 if self.roster.add(signed):
                     new.append(signed.only(self.roster.signers).to_bytes())
                     self._void(signed)
-        finally:
-            if new:
-                self._changed()
-        return new
+            except Untrusted as error:
+                wrong = str(error)
+                break
+        if new:
+            self._changed()
+        return new, wrong
 
     def _void(self, revocation: Signed) -> None:
         """Take back the tickets that whoever is thrown out has used: he would come again under a new key."""
@@ -310,7 +314,8 @@ class Standing:
         # It may have been let in by a signer whose clock is ahead.
         at = math.ceil(self._clock()) + SKEW_S
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
-        if not self.learn([signed.to_bytes()]) and self.roster.revoked_at(peer) < at:
+        self.learn([signed.to_bytes()])
+        if self.roster.revoked_at(peer) < at:
             raise Untrusted("there is no room for one more who was thrown out: found a new mesh")
         return signed.to_bytes()
 

@@ -479,6 +479,8 @@ async def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path):
         state = str(tmp_path / "s")
         async with open_peer(Config(state=state, embedder="hash", models=(echo,))) as peer:
             await refused(StateLocked, "another peer uses")
+            with pytest.raises(ConfigError, match="not on this machine alone"):
+                peer.join("/ip4/192.0.2.1/tcp/1")
             assert (await peer.ask("x")).text == "echo: x"
             again = peer.id
         async with open_peer(Config(state=state, embedder="none", http=Http(bind=""))) as peer:

@@ -25,16 +25,16 @@ class Trust:
     def statements(self) -> Sequence[bytes]:
         return tuple(self.said)
 
-    def learn(self, statements: Sequence[bytes]) -> list[bytes]:
+    def learn(self, statements: Sequence[bytes]) -> tuple[list[bytes], str]:
         new = []
         for statement in statements:
             if statement == b"false":
-                raise Untrusted("no signer has said so")
+                return new, "no signer has said so"
             if statement not in self.said:
                 self.said.append(statement)
                 self.out.add(PeerId(statement.decode()))
                 new.append(statement)
-        return new
+        return new, ""
 
     def show(self) -> bytes:
         return b"me"
@@ -124,6 +124,11 @@ def test_a_zone_lasts_as_long_as_the_certificate_of_the_record() -> None:
     assert bench.machine._holders("hr") == {A}
     bench.trust.vouched = False
     assert bench.machine.explain(asked).reason is Reason.NO_ROUTE
+    bench.handle(e.Described(able, ()))  # nor does this peer serve it, whose own certificate has ended
+    assert bench.machine.explain(asked).reason is Reason.NO_ROUTE
+    bench.trust.vouched = True
+    assert bench.machine.explain(asked).kind is Kind.SERVE
+    bench.trust.vouched = False
     assert bench.machine._holders("hr") == set()
     assert bench.machine._holders("general") == {A}
 

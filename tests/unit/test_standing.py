@@ -86,8 +86,8 @@ def test_whoever_was_let_in_is_out_once_his_time_is_over_or_a_signer_says_so(clo
     changes: list[str] = []
     blaise.on_change = lambda: changes.append("kept")
     out = revocation(MESH, KEYS[0], peer=ADA).to_bytes()
-    assert blaise.learn([out, out]) == [out]
-    assert blaise.learn([out]) == []
+    assert blaise.learn([out, out]) == ([out], "")
+    assert blaise.learn([out]) == ([], "")
     assert changes == ["kept"]
     assert blaise.outsiders([ADA, CARL]) == [ADA]
     assert blaise.statements() == [out]
@@ -150,7 +150,7 @@ def test_what_signers_say_holds_although_it_cannot_be_kept(clock: Clock) -> None
         raise ConfigError("the disk is full")
 
     blaise.on_change = full
-    assert blaise.learn([revocation(MESH, KEYS[0]).to_bytes()])
+    assert blaise.learn([revocation(MESH, KEYS[0]).to_bytes()])[0]
     assert blaise.unkept == "the disk is full"
     assert blaise.roster.revoked_at(ADA) == NOW
     blaise.on_change = lambda: None
@@ -199,7 +199,7 @@ def test_who_was_thrown_out_is_in_again_by_a_new_ticket_and_not_by_an_old_certif
     out = blaise.revoke(ADA)
     with pytest.raises(Untrusted, match="thrown out"):
         blaise.admit(ADA, ada.show())
-    assert ada.learn([out])
+    assert ada.learn([out]) == ([out], "")
     with pytest.raises(Untrusted, match="thrown out"):
         ada.member()
     # Neither one it has used before, nor one that others may use still.
@@ -337,6 +337,16 @@ def test_a_zone_that_was_not_granted_is_not_renewed(clock: Clock) -> None:
     ada.take(blaise.judge(ADA, ada.renewal()))
     assert ada.member().zones == {GENERAL}
     assert ada.member().until == NOW + DAY // 2 + DAY
+
+
+def test_what_comes_before_one_that_does_not_hold_is_taken_and_nothing_after_it(clock: Clock) -> None:
+    blaise = member(clock, BLAISE)
+    said = [revocation(MESH, KEYS[0], peer=peer).to_bytes() for peer in (ADA, CARL)]
+    for wrong, why in ((revocation(MESH, KEYS[1]).to_bytes(), "no signer"), (b"x", "not a statement")):
+        new, told = blaise.learn([said[0], wrong, said[1]])
+        assert why in told
+    assert blaise.statements() == said[:1]
+    assert new == []
 
 
 def test_who_is_not_let_in_any_more_asks_for_nothing(clock: Clock) -> None:
