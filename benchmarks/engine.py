@@ -1,7 +1,7 @@
 """Our engine beside `llama_cpp.Llama` and llama.cpp's own server: the same file, one thread each, in turn.
 
     python -m benchmarks.engine [--json] [--model PATH] [--tuned] [--tokens N] [--rounds R]
-                                [--concurrency 1,4,8,16]
+                                [--concurrency 1,2,4,8,16]
 
 **Throughput.** N requests at once, each with a prompt of its own of about 55 tokens that asks for a story
 without an end, at temperature 0. Three arms answer the same prompts in each round, in an order that turns:
@@ -235,7 +235,7 @@ def summary(rows: Sequence[Row], concurrency: Sequence[int]) -> dict[str, Value]
         )
 
     found: dict[str, Value] = {}
-    for rival, n in (("llama", 8), *(("server", n) for n in (1, 4, 8, 16))):
+    for rival, n in (("llama", 8), *(("server", n) for n in (1, 2, 4, 8, 16))):
         found[f"vs_{rival}_{n}"] = ratio(rival, n, "tokens_per_s")
         found[f"vs_{rival}_{n}_cpu"] = ratio(rival, n, "tokens_per_cpu_s")
     found["ttft_vs_server_4"] = ratio("server", 4, "ttft_mean_s")
@@ -269,9 +269,9 @@ def _parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--concurrency",
         type=_counts,
-        default=[1, 4, 8, 16],
+        default=[1, 2, 4, 8, 16],
         metavar="N,N,…",
-        help="requests at once (default 1,4,8,16)",
+        help="requests at once (default 1,2,4,8,16)",
     )
     parser.add_argument(
         "--slots",

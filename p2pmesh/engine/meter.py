@@ -13,6 +13,9 @@ READ_TOKENS_MIN = 16
 written."""
 _STEPS_REMEMBERED = 8.0
 """Steps after which an older one weighs less than 1/e in how long they take. A guess."""
+_BESIDE_REMEMBERED = 64.0
+"""Tokens of a prompt read beside others after which an older one weighs less than 1/e in how fast that goes:
+it slows as the prompt grows, and the pieces must follow. A guess."""
 _JOBS_REMEMBERED = 16.0
 """Answers after which an older one weighs less than 1/e in the time to the first token. A guess."""
 
@@ -25,6 +28,8 @@ class Meter:
         self._read_cpu = Ewma(speed.prefill_tps)
         self._wrote = Ewma(speed.decode_tps)
         self._wrote_cpu = Ewma(speed.decode_tps)
+        self._beside = Ewma(speed.prefill_tps, memory_tokens=_BESIDE_REMEMBERED)
+        """How fast a prompt is read beside what is written: in pieces so small, slower than alone."""
         self._step_s = 1.0 / speed.decode_tps
         """Seconds of a step that only writes, a moving average."""
         self._ttft_s = self._gap_s = 0.0
@@ -32,8 +37,8 @@ class Meter:
         self.prompt_tokens = self.reused_tokens = self.answer_tokens = 0
 
     def stepped(self, read: int, wrote: int, wall_s: float, cpu_s: float) -> None:
-        """A step read so many tokens of prompts and wrote so many of answers. Where it did both, nobody can
-        say what took how long, and no speed is learnt."""
+        """A step read so many tokens of prompts and wrote so many of answers. Where it did both, what it took
+        beyond a step that only writes is what the reading cost, and teaches no other speed."""
         self.prompt_tokens += read
         self.answer_tokens += wrote
         if not wrote and read < READ_TOKENS_MIN:
@@ -45,13 +50,15 @@ class Meter:
             self._wrote.add(wrote, wall_s)
             self._wrote_cpu.add(wrote, cpu_s)
             self._step_s += (wall_s - self._step_s) / _STEPS_REMEMBERED
+        else:
+            self._beside.add(read, wall_s - self._step_s)
         if wrote:
             self._gaps = min(self._gaps + 1, 8 * _JOBS_REMEMBERED)
             self._gap_s += (wall_s - self._gap_s) / self._gaps
 
     def tokens_beside(self, share: float) -> int:
         """Return how many tokens of a prompt are read in `share` of the time of a step that only writes."""
-        return round(share * self._step_s * self._read.tokens_per_s)
+        return round(share * self._step_s * self._beside.tokens_per_s)
 
     def began(self, waited_s: float) -> None:
         """An answer got its first token, so long after it was asked for."""

@@ -7,12 +7,13 @@ its business.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from p2pmesh.engine.base import Load, Ready
 from p2pmesh.engine.batch import LIBRARY, Context, Model, Part
-from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure
+from p2pmesh.engine.calibrate import PREFILL_TOKENS, Speed, cpu_clock, measure, rows_alone
 from p2pmesh.engine.devices import gpus
 from p2pmesh.engine.prefixes import ENTRIES_MAX
 from p2pmesh.engine.schedule import Schedule
@@ -32,7 +33,11 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
         threads=load.threads,
         adapter_scale=load.adapter_scale,
     )
-    speed, token_bytes = _measure(context, load)
+    # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.
+    clock = time.monotonic if load.gpu_layers else cpu_clock(load.threads)
+    speed, token_bytes = _measure(context, clock)
+    alone = rows_alone(lambda rows: _decode_rows(context, rows), load.slots, clock)
+    context.clear()
     # Few conversations fill their context, either.
     prefixes = min(ENTRIES_MAX, 4 * load.prefix_bytes_max // (token_bytes * context_tokens))
     info = ModelInfo(
@@ -44,11 +49,11 @@ def open_schedule(load: Load, name: str, digest: str) -> Schedule:
         load.slots,
         prefixes if model.sliceable else 0,
     )
-    return Schedule(model, context, load, Ready(info, devices=gpus(LIBRARY)), token_bytes)
+    return Schedule(model, context, load, Ready(info, devices=gpus(LIBRARY)), token_bytes, alone)
 
 
-def _measure(context: Context, load: Load) -> tuple[Speed, int]:
-    """Return how fast it is, and the bytes that one token takes in a context."""
+def _measure(context: Context, clock: Callable[[], float]) -> tuple[Speed, int]:
+    """Return how fast it is, and the bytes that one token takes in a context. Something is left in it."""
     position = 0
 
     def run(tokens: int) -> None:
@@ -62,10 +67,13 @@ def _measure(context: Context, load: Load) -> tuple[Speed, int]:
             raise ModelLoadError("the model loads and computes no numbers: its weights are damaged")
 
     run(1)  # the first decode allocates
-    # On a GPU the work is not the CPU's, and the wall clock is the nearest thing.
-    clock = time.monotonic if load.gpu_layers else cpu_clock(load.threads)
     speed = measure(run, lambda: run(1), clock)
     state = context.save(0)
-    token_bytes = max(1, (0 if state is None else len(state)) // position)
+    return speed, max(1, (0 if state is None else len(state)) // position)
+
+
+def _decode_rows(context: Context, rows: int) -> None:
+    """Decode the first token of so many empty sequences, together."""
     context.clear()
-    return speed, token_bytes
+    if context.decode([Part(sequence, 0, np.zeros(1, np.int32), True) for sequence in range(rows)]):
+        raise ModelLoadError("the model loads but does not run")

@@ -91,10 +91,16 @@ class Schedule:
     """The engine of a generating model. Implements `base.Engine`."""
 
     def __init__(
-        self, model: Model, context: Context, load: Load, ready: Ready, token_bytes: int = 1
+        self,
+        model: Model,
+        context: Context,
+        load: Load,
+        ready: Ready,
+        token_bytes: int = 1,
+        rows_alone: int = 1,
     ) -> None:
         """`context` has `load.slots` sequences with room for `ready.info.context_tokens` each, which take
-        `token_bytes` apiece."""
+        `token_bytes` apiece. Up to `rows_alone` single rows are decoded one by one."""
         self.ready = ready
         self._model, self._context, self._load = model, context, load
         self._context_tokens = ready.info.context_tokens
@@ -105,6 +111,7 @@ class Schedule:
             model.template, bos=model.control_text(model.bos), eos=model.control_text(model.eos)
         )
         self._prefixes = Prefixes(load.prefix_bytes_max if model.sliceable else 0, token_bytes)
+        self._rows_alone = rows_alone
         self._failures = 0
         self._meter = Meter(Speed(ready.info.prefill_tps, ready.info.decode_tps))
 
@@ -204,7 +211,10 @@ class Schedule:
         if not parts:
             return events
         began, began_cpu = time.monotonic(), time.process_time()
-        lost = self._decode(parts, events)
+        if len(parts) <= self._rows_alone and all(len(part.tokens) == 1 for _, part in parts):
+            lost = sum(self._decode([part], events) for part in parts)
+        else:
+            lost = self._decode(parts, events)
         wrote = sum(len(part.tokens) for job, part in parts if job.position > len(job.prompt))
         self._meter.stepped(
             sum(len(part.tokens) for _, part in parts) - wrote,

@@ -64,7 +64,7 @@ def test_an_arm_that_is_left_out_has_null_ratios():
     rows = [row(i, arm, 8, speed) for i in range(3) for arm, speed in (("ours", 30.0), ("llama", 20.0))]
     found = engine.summary(rows, [8])
     assert found["vs_llama_8"] == found["vs_llama_8_cpu"] == 1.5
-    assert [found[f"vs_server_{n}{kind}"] for n in (1, 4, 8, 16) for kind in ("", "_cpu")] == [None] * 8
+    assert [found[f"vs_server_{n}{kind}"] for n in (1, 2, 4, 8, 16) for kind in ("", "_cpu")] == [None] * 10
     assert found["ttft_vs_server_4"] is None
     assert found["ours_8_tokens_per_cpu_s"] == 60.0
 

@@ -29,12 +29,22 @@ def test_speeds_begin_with_the_calibration_and_follow_what_really_happens():
     assert (told.waiting, told.running, told.prompt_tokens, told.answer_tokens) == (3, 8, 40_000, 3_200)
 
 
-def test_a_step_that_did_both_is_counted_and_teaches_no_speed():
+def test_a_step_that_did_both_is_counted_and_teaches_only_what_reading_beside_others_costs():
     meter = Meter(Speed(200.0, 50.0))
     meter.stepped(90, 4, 60.0, 60.0)
     told = meter.metrics(0, 4)
     assert (told.prefill_tps, told.decode_tps) == (200.0, 50.0)
     assert (told.prompt_tokens, told.answer_tokens, told.gap_s) == (90, 4, 60.0)
+
+
+def test_pieces_shrink_to_what_reading_beside_others_really_takes():
+    meter = Meter(Speed(200.0, 5.0))
+    assert meter.tokens_beside(0.5) == 20, "half of 0.2 s, at 200 a second"
+    for _ in range(40):
+        meter.stepped(10, 4, 0.4, 0.4)  # 10 tokens took as long as the writing
+    assert meter.tokens_beside(0.5) == 5
+    meter.stepped(10, 4, 0.1, 0.1)  # sooner than without: the clock is at fault
+    assert meter.tokens_beside(0.5) == 5
 
 
 def test_the_first_token_is_the_mean_of_the_last_ones():

@@ -119,13 +119,14 @@ class World:
         decode_tps: float = 1.0,
         prefill_tps: float = 1.0,
         token_bytes: int = 1,
+        rows_alone: int = 1,
         **load: Any,
     ) -> None:
         self.context = FakeContext()
         spec = Load(**{"slots": 3, "prefill_chunk": 30, **load})
         ready = Ready(ModelInfo("m", "d", context_tokens, prefill_tps, decode_tps, spec.slots))
         fakes: Any = (FakeModel(), self.context)
-        self.schedule = Schedule(*fakes, spec, ready, token_bytes)
+        self.schedule = Schedule(*fakes, spec, ready, token_bytes, rows_alone)
         self.events: list[Event] = []
 
     def ask(self, job: str, text: str, **options: Any) -> None:
@@ -216,6 +217,34 @@ def test_many_at_once_say_what_each_says_alone():
     assert [world.text(str(i)) for i in range(9)] == [alone(q) for q in QUESTIONS]
     assert max(map(len, world.context.batches)) == 3, "they never shared a batch"
     assert not any(world.context.held[s] for s in range(3)), "a sequence was not freed"
+
+
+def test_few_are_decoded_one_by_one_where_that_is_faster_and_many_together():
+    world = World(rows_alone=2, slots=4)
+    talkative = [q for q in map(str, range(200)) if len(alone(q)) > 24][:4]
+    for i, question in enumerate(talkative):
+        world.ask(str(i), question, max_tokens=12 + 4 * i)
+    running: dict[int, set[int]] = {}
+    while world.schedule.wait_s() is not None:
+        before = len(world.context.batches)
+        world.events += world.schedule.step()
+        batches = world.context.batches[before:]
+        if all(tokens == 1 for batch in batches for tokens in batch):
+            running.setdefault(sum(map(len, batches)), set()).update(map(len, batches))
+    assert running == {1: {1}, 2: {1}, 3: {3}, 4: {4}}
+    assert [world.text(str(i)) for i in range(4)] == [alone(q)[: 12 + 4 * i] for i, q in enumerate(talkative)]
+
+
+def test_one_of_few_that_cannot_be_decoded_costs_the_other_nothing():
+    world = World(rows_alone=2)
+    for i, question in enumerate(QUESTIONS[:2]):
+        world.ask(str(i), question)
+    world.schedule.step()
+    codes = iter([-1])
+    world.context.fault = lambda parts: next(codes, 0)
+    world.run()
+    assert isinstance(world.end("0"), Failed)
+    assert world.text("1") == alone(QUESTIONS[1])
 
 
 def test_a_prompt_is_read_in_chunks_while_another_answers():
