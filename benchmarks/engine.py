@@ -23,9 +23,11 @@ ratio within a round. Above 1 is good for us; only of `ttft_…`, `itl_…` and 
 two alike is read beside them, over what it is without (`itl_p99_ratio`). The long prompt is read in some
 hundred small pieces, one in each step.
 
-**Lag.** How late a task wakes that sleeps 2 ms again and again on the loop that hears our engine: the 99th
-percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`), and over what it is beside a
-process that spins and has nothing to do with us (`lag_p99_vs_spun`): that much is the machine's.
+**Lag.** How late the loop that hears our engine hears another process, which says every 2 ms what time it
+is: the 99th percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`), and over what it is
+beside a process that spins and has nothing to do with us (`lag_p99_vs_spun`): that much is the machine's. (A
+task that sleeps 2 ms would measure something else: epoll waits for whole milliseconds, rounded up, and so
+whatever wakes the loop in between makes a sleeper up to 1 ms late, were it done in no time.)
 
 What the server was given: one thread for all there is to compute, and 20 that do HTTP, since a stream holds
 its own; unified memory, whose idle slots are emptied between waves, or the others would attend over what
@@ -52,6 +54,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import struct
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -75,7 +78,7 @@ STALL_BEGUN = 4
 """Tokens each stream has written when the long prompt comes."""
 LONG_TOKENS = 1_000
 LAG_STREAMS = 8
-LAG_SLEEP_S = 0.002
+LAG_TICK_S = 0.002
 LAG_IDLE_S = 3.0
 
 Tell = Callable[[str], None]
@@ -147,20 +150,21 @@ async def long_words(ours: Ours, prompts: Prompts) -> int:
 
 
 async def lag(ours: Ours, prompts: Prompts, tokens: int) -> Row:
-    """Measure how late a sleeper wakes on this loop, at rest and while answers stream."""
+    """Measure how late this loop hears what another process says, at rest and while answers stream."""
     late: list[float] = []
 
-    async def sleeper() -> None:
-        while True:
-            due = time.perf_counter() + LAG_SLEEP_S
-            await trio.sleep(LAG_SLEEP_S)
-            late.append(time.perf_counter() - due)
+    async def hear(ticks: trio.abc.ReceiveStream) -> None:
+        while said := await ticks.receive_some(4_096):
+            now = time.perf_counter()
+            late.extend(now - tick for (tick,) in struct.iter_unpack("d", said))
 
     row: Row = {"streams": LAG_STREAMS}
     for kind in ("idle", "spun", "busy"):
-        late.clear()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(sleeper)
+        async with processes.open_ticker(LAG_TICK_S) as ticks, trio.open_nursery() as nursery:
+            await ticks.receive_some(1)  # it has begun
+            await ticks.receive_some(7)
+            late.clear()
+            nursery.start_soon(hear, ticks)
             if kind == "idle":
                 await trio.sleep(LAG_IDLE_S)
             elif kind == "spun":

@@ -120,6 +120,30 @@ async def open_spinner() -> AsyncIterator[None]:
             await process.wait()
 
 
+_TICKER = """
+import os, struct, sys, time
+while True:
+    time.sleep(float(sys.argv[1]))
+    os.write(1, struct.pack("d", time.perf_counter()))
+"""
+
+
+@asynccontextmanager
+async def open_ticker(interval_s: float) -> AsyncIterator[trio.abc.ReceiveStream]:
+    """Give a stream on which another process says, again and again, what time it is: a double by
+    `time.perf_counter`, which on Linux all processes share."""
+    command = [sys.executable, "-c", _TICKER, str(interval_s)]
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield process.stdout
+    finally:
+        with trio.CancelScope(shield=True):
+            process.kill()
+            await process.wait()
+            await process.stdout.aclose()
+
+
 @asynccontextmanager
 async def workplace(model: str | None) -> AsyncIterator[tuple[Path, Path]]:
     """Give the model's file and a folder, which is gone afterwards. None: a Q8_0 copy of the embedded one."""
