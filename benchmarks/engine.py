@@ -25,8 +25,8 @@ hundred small pieces, one in each step.
 
 **Lag.** How late the loop that hears our engine hears another process, which says every 2 ms what time it
 is: the 99th percentile with 8 answers streaming over what it is at rest (`lag_p99_ratio`), and over what it
-is beside a process that spins and has nothing to do with us (`lag_p99_vs_spun`): that much is the machine's. (A
-task that sleeps 2 ms would measure something else: epoll waits for whole milliseconds, rounded up, and so
+is beside a process that spins and has nothing to do with us (`lag_p99_vs_spun`): that much is the machine's.
+(A task that sleeps 2 ms would measure something else: epoll waits for whole milliseconds, rounded up, and so
 whatever wakes the loop in between makes a sleeper up to 1 ms late, were it done in no time.)
 
 What the server was given: one thread for all there is to compute, and 20 that do HTTP, since a stream holds
