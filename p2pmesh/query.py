@@ -178,6 +178,9 @@ class Query:
     """How far the search for its peer has come; None: it is over, or there is none."""
     resume: Resume = Resume.ANY
     """What becomes of its answer when whoever writes it is lost."""
+    sealed: bytes = b""
+    """The query itself, for `target` alone to read: what is outside then tells no more than the way. Nothing:
+    it travels open, as those of the general zone do."""
 
     @property
     def text(self) -> str:
@@ -238,6 +241,8 @@ class Chunk:
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each of `tokens`, where asked for; an echo has none."""
+    sealed: bytes = b""
+    """The chunk itself, for the asker's peer alone to read: it answers a sealed query."""
 
 
 @dataclass(frozen=True)
@@ -258,3 +263,5 @@ class Ended:
     model: str
     digest: str
     path: tuple[Hop, ...] = ()
+    sealed: bytes = b""
+    """The end itself, for the asker's peer alone to read: it answers a sealed query."""

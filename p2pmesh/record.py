@@ -209,8 +209,12 @@ class PeerRecord:
     addresses: tuple[str, ...] = ()
     """Multiaddresses it listens on, without the peer id."""
     capability: Capability = field(default_factory=Capability)
+    seal_key: bytes = b""
+    """The public key that queries of a zone are sealed to for it; another one each day."""
 
 
+SEAL_KEY_BYTES = 32
+"""Length of one: X25519."""
 STATEMENT_BYTES_MAX = 8_192
 """Longest certificate, or other statement of signers, in bytes: sixteen of them, and sixteen zones of
 four-byte characters."""

@@ -14,6 +14,7 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId
 from p2pmesh.record import Capability, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.sim.sealer import SimSealer, sim_keys
 from p2pmesh.sim.signer import SimSigner
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ def signed(
     signer: PeerId | None = None,
 ) -> SignedRecord:
     """Return a record of `peer`, signed by itself or, falsely, by `signer`."""
-    record = PeerRecord(peer, version, f"peer {peer}", addresses, capability)
+    record = PeerRecord(peer, version, f"peer {peer}", addresses, capability, SimSealer(peer).key())
     body = Codec(Config().limits).encode_record(record)
     return SignedRecord(record, body, SimSigner(signer or peer).sign(body))
 
@@ -57,8 +58,8 @@ class Bench:
     ) -> None:
         self.now = 100.0
         self.config = config or Config()
-        name, signer = f"peer {me}", SimSigner(me)
-        self.machine = Machine(me, name, epoch, self.config, signer, Random(1), self.now, trust)
+        name = f"peer {me}"
+        self.machine = Machine(me, name, epoch, self.config, *sim_keys(me), Random(1), self.now, trust)
         self.handle(e.Described(capability, ()))
 
     def handle(self, event: e.Event) -> list[e.Effect]:

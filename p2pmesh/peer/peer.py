@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from p2pmesh.protocol.routing import Decision
 from p2pmesh.query import AUTO, Message, Options, Query, QueryId, Resume
 from p2pmesh.record import GENERAL, Capability, Load, PeerId
 from p2pmesh.trust import keys
+from p2pmesh.trust.sealing import Envelopes
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.tickets import SECRET_BYTES
 
@@ -359,6 +361,9 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
             state.next_epoch(directory),
             config,
             _Signer(identity),
+            Envelopes(
+                standing.roster.mesh if standing else b"", identity.sign, time.time, secrets.token_bytes
+            ),
             Random(secrets.randbits(64)),  # noqa: S311 - it spreads load and guards nothing
             trio.current_time(),
             standing,

@@ -41,6 +41,7 @@ from p2pmesh.record import (
     DEVICE_BYTES_MAX,
     DEVICES_MAX,
     HELD_MAX,
+    SEAL_KEY_BYTES,
     STATEMENT_BYTES_MAX,
     VERSION_MAX,
     Capability,
@@ -70,6 +71,11 @@ _TOKENS_MAX = 1_024
 """Most token ids in one chunk."""
 _SHOWN_BYTES_MAX = 32_768
 """As `net.link.SHOWN_BYTES_MAX`."""
+SEALED_CHUNK_BYTES_MAX = 126_976
+"""Longest sealed piece of an answer: what fits into a frame of 128 KiB, and has room for the longest open one
+with its log-probabilities."""
+_ENVELOPE_BYTES = 32_768
+"""What is left of a frame for the outside of a sealed query: the way it went, and whom it must not go to."""
 _ARRAY_MAX = 1_024
 """Longest list msgpack may build, whatever `limits.digest_max` is set to: the longest of our own."""
 
@@ -203,14 +209,21 @@ def _record_schema(limits: Limits) -> f.Field:
         f.many(name, 16),
         f.many(f.struct(Device, f.text(DEVICE_BYTES_MAX), size, size, f.boolean()), DEVICES_MAX),
     )
-    return f.struct(
+    return f.growing(
         PeerRecord,
+        5,
         f.text(_PEER_ID_BYTES_MAX),
         _version(),
         name,
         f.many(f.text(256), limits.addresses_max),
         capability,
+        f.exactly(SEAL_KEY_BYTES),
     )
+
+
+def sealed_bytes_max(limits: Limits) -> int:
+    """Return how long a sealed query may be, in bytes."""
+    return limits.frame_bytes_max - _ENVELOPE_BYTES
 
 
 def _version() -> f.Field:
@@ -271,10 +284,13 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         f.maybe(accepted),
         f.maybe(f.struct(Search, f.many(lead, LEADS_MAX), f.integer(0, 255))),
         f.one_of(Resume),
+        f.binary(sealed_bytes_max(limits)),
     )
 
     def unpack(raw: Any) -> Query:
         unpacked = cast(Query, query.unpack(raw))
+        if unpacked.sealed and (unpacked.messages or unpacked.accepted or unpacked.vector is not None):
+            f.bad("a sealed query tells something outside")
         if unpacked.prompt_bytes > limits.prompt_bytes_max:
             f.bad(f"the messages have {unpacked.prompt_bytes} bytes, at most {limits.prompt_bytes_max} fit")
         return unpacked
@@ -294,10 +310,13 @@ def _chunk(limits: Limits) -> f.Field:
         f.many(count, _TOKENS_MAX),
         f.text(limits.chunk_bytes_max),
         f.logprobs(LOGPROBS_BYTES_MAX, _TOKENS_MAX, limits.top_logprobs_max),
+        f.binary(SEALED_CHUNK_BYTES_MAX),
     )
 
     def unpack(raw: Any) -> Chunk:
         unpacked = cast(Chunk, chunk.unpack(raw))
+        if unpacked.sealed and (unpacked.tokens or unpacked.text or unpacked.logprobs):
+            f.bad("a sealed piece tells something outside")
         if len(unpacked.logprobs) not in (0, len(unpacked.tokens)):
             f.bad(f"{len(unpacked.logprobs)} log-probabilities of {len(unpacked.tokens)} tokens")
         return unpacked
@@ -350,13 +369,15 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     lines = f.many(f.struct(m.Line, peer, _version(), f.integer(0, m.DISTANCE_MAX)), limits.digest_max)
     parts = _query_schema(limits)
     chunk = _chunk(limits)
-    ended = f.struct(
+    ended = f.growing(
         Ended,
+        5,
         f.struct(Usage, count, count),
         f.text(32),
         f.text(limits.name_bytes_max),
         f.text(64),
         parts["path"],
+        f.binary(SEALED_CHUNK_BYTES_MAX),
     )
     dead = f.many(peer, limits.excluded_max)
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from p2pmesh.config import Config
-from p2pmesh.errors import Reason
+from p2pmesh.errors import Reason, Untrusted
 from p2pmesh.protocol.alarms import Alarms
 from p2pmesh.protocol.events import Deliver, Effect, Fail, Placed, Send
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse, Tokens
 from p2pmesh.protocol.routing import Decision
+from p2pmesh.protocol.sealing import Cover, veiled
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId, Search
-from p2pmesh.record import NOBODY, PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 _WHY_CHARS_MAX = 200
 """Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
@@ -81,6 +82,12 @@ class Flight:
     """What they spell."""
     onward: Forward | None = None
     """What waits for the link while it is dialled."""
+    cover: Cover | None = None
+    """What closes its answer here, or opens it where it was asked; None: it travels open, or only passes."""
+    executor: PeerId = NOBODY
+    """Whom this peer has sealed it to."""
+    hop: Hop | None = None
+    """What was decided here, as the asker may read it, where others may not."""
     crashes: int = 0
     """Models that crashed over it."""
     placed: bool = False
@@ -119,6 +126,48 @@ class Flight:
         known = self.query.excluded
         return (*known, *dict.fromkeys(peer for peer in dead if peer not in known))
 
+    def written_by(self, digest: str) -> None:
+        """The model with `digest` writes what follows."""
+        self.mixed = self.mixed or (self.index > 0 and digest != self.digest)
+        self.digest = digest
+
+    def uncover(self) -> None:
+        """What was sealed for the one before is not for the next."""
+        if not self.closes:
+            self.cover, self.executor, self.hop = None, NOBODY, None
+
+    def open_chunk(self, chunk: Chunk) -> Chunk:
+        """Return the next piece, which came from downstream, as it is to be read here. Raises Untrusted where
+        it is not the next, has no token, is one too many, or is not what the executor closed."""
+        if self.cover is not None:
+            chunk, digest = self.cover.open_chunk(chunk)
+            self.written_by(digest)
+        self._join(chunk.index)
+        # A peer that goes on for ever, or sends text that no token spells, would fill the asker's memory.
+        self.tokens += len(chunk.tokens) or bool(chunk.sealed)
+        endless = not (chunk.tokens or chunk.sealed) or self.tokens > self.query.options.max_tokens
+        if chunk.index > self.index or endless:
+            raise Untrusted("a piece of an answer that does not follow")
+        return chunk
+
+    def open_end(self, end: End) -> Ended:
+        """Return the whole end as it is to be read here. Raises Untrusted as `open_chunk` does, and where
+        pieces are missing."""
+        self._join(end.chunks)
+        if end.chunks != self.index:
+            raise Untrusted("an end that says of more or fewer pieces than came")
+        ended = end.ended if self.cover is None else self.cover.open_end(end)
+        return replace(ended, path=self.own_path(ended.path))
+
+    def _join(self, index: int) -> None:
+        """Of a sealed query it cannot be known here with which piece its answer goes on: take what comes."""
+        if self.query.sealed and not self.tokens:
+            self.index = index
+
+    def own_path(self, path: tuple[Hop, ...]) -> tuple[Hop, ...]:
+        """Return a `path` as told from downstream, with what was decided here."""
+        return path if self.hop is None else (self.hop, *path[1:])
+
     def begin_again(
         self, excluded: tuple[PeerId, ...], tried: tuple[PeerId, ...], accepted: Accepted | None
     ) -> None:
@@ -126,6 +175,11 @@ class Flight:
         attempt = self.query.attempt + 1
         self.query = replace(self.query, attempt=attempt, excluded=excluded, accepted=accepted)
         self.tried, self.sent, self.placed, self.tokens = tried, False, False, len(self.written)
+
+    @property
+    def closes(self) -> bool:
+        """Whether it was sealed to this peer, and so is its answer."""
+        return self.cover is not None and self.upstream is not None
 
     @property
     def begun(self) -> bool:
@@ -162,7 +216,7 @@ class Flights:
         self._out = out
         self._table: dict[QueryId, Flight] = {}
         self._alarms: Alarms[QueryId] = Alarms()
-        self._seen: OrderedDict[tuple[QueryId, int], None] = OrderedDict()
+        self._seen: OrderedDict[tuple[QueryId, int, PeerId], None] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -199,7 +253,7 @@ class Flights:
 
     def was_seen(self, query: Query) -> bool:
         """Return whether this attempt of `query` has been here, and is over."""
-        return (query.id, query.attempt) in self._seen
+        return _seen_as(query) in self._seen
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -243,7 +297,7 @@ class Flights:
         """It is over here; that it was here is remembered for a while."""
         self._table.pop(flight.query.id, None)
         self._alarms.drop(flight.query.id)
-        self._seen[flight.ident] = None
+        self._seen[_seen_as(flight.query)] = None
         if len(self._seen) > self._config.seen_max:
             self._seen.popitem(last=False)
 
@@ -253,7 +307,10 @@ class Flights:
             self._deliver(Deliver(flight.query.id, ended))
             self._answered(flight.query, ended)
         else:
-            self._out.append(Send(flight.upstream, End(*flight.ident, flight.index, ended)))
+            end = End(*flight.ident, flight.index, ended)
+            if flight.cover is not None:
+                end = flight.cover.close_end(end)
+            self._out.append(Send(flight.upstream, end))
         self.forget(flight)
 
     def end_badly(
@@ -265,6 +322,8 @@ class Flights:
         dead: tuple[PeerId, ...] = (),
     ) -> None:
         """There will be no more from here; `dead` were found dead."""
+        if flight.closes:
+            detail = ""  # it may tell how long the prompt is
         if flight.upstream is None:
             path = flight.path or flight.query.path
             self._deliver(Fail(flight.query.id, reason, detail, path, retry_after_s))
@@ -307,15 +366,17 @@ class Flights:
         self._out.append(Send(peer, refusal))
 
     def place(self, flight: Flight, path: tuple[Hop, ...], eta_s: float, digest: str, now: float) -> None:
-        """It sits where it will be answered, by the model with `digest`."""
-        flight.mixed = flight.mixed or (flight.index > 0 and digest != flight.digest)
-        flight.placed, flight.path, flight.digest = True, path, digest
+        """It sits where it will be answered, by the model with `digest`; of a sealed one that comes with the
+        first piece."""
+        if flight.executor == NOBODY:
+            flight.written_by(digest)
+        flight.placed, flight.path = True, path
         flight.stranded_at = None
         if flight.upstream is None:
             self._deliver(Deliver(flight.query.id, Placed(path, eta_s)))
         else:
             flight.alive_at = now + self._config.keepalive_s
-            self._out.append(Send(flight.upstream, Accept(*flight.ident, True, eta_s, path, digest)))
+            self._say_placed(flight, eta_s)
 
     def pass_up(self, flight: Flight, chunk: Chunk, now: float) -> None:
         """The next piece of its answer."""
@@ -327,20 +388,35 @@ class Flights:
             self._deliver(Deliver(flight.query.id, chunk))
         else:
             flight.alive_at = now + self._config.keepalive_s
+            if flight.cover is not None:
+                chunk = flight.cover.close_chunk(chunk, flight.digest)
             self._out.append(Send(flight.upstream, Tokens(chunk)))
 
     def say_alive(self, flight: Flight, now: float) -> None:
         """No token flows, and it is still being seen to."""
         flight.alive_at = now + self._config.keepalive_s
         if flight.upstream is not None:
-            sign = Accept(*flight.ident, flight.placed, 0.0, flight.path, flight.digest)
-            self._out.append(Send(flight.upstream, sign))
+            self._say_placed(flight, 0.0)
+
+    def _say_placed(self, flight: Flight, eta_s: float) -> None:
+        assert flight.upstream is not None, "who asked is told otherwise"
+        path, digest = flight.path, flight.digest
+        if flight.closes:
+            path, digest = veiled(path), ""
+        self._out.append(Send(flight.upstream, Accept(*flight.ident, flight.placed, eta_s, path, digest)))
 
     def release(self, flight: Flight) -> None:
         """Downstream need not go on."""
         if flight.downstream is not None and flight.phase is not Phase.DIALLING:
             self._out.append(Send(flight.downstream, Cancel(*flight.ident)))
         flight.downstream = flight.onward = None
+
+
+def _seen_as(query: Query) -> tuple[QueryId, int, PeerId]:
+    """Return what is remembered of a query that was here. Sealed to another it is another: it passes here
+    again when the first would not have it. One of a zone was sealed when it came."""
+    sealed = query.sealed or query.zone != GENERAL
+    return query.id, query.attempt, query.target if sealed else NOBODY
 
 
 def verdict(heard: Refuse | None, decision: Decision) -> tuple[Reason, str, float]:

@@ -119,9 +119,10 @@ class Gossip:
         elif self.me.record.version < version:
             self._pull(peer, [self.me.record.id], now)
 
-    def republish(self, now: float) -> None:
-        """Publish the same anew: with another certificate."""
-        self._publish(self.me.record, self.me.record.version, now)
+    def republish(self, now: float, seal_key: bytes = b"") -> None:
+        """Publish the same anew: with another certificate, or another key to seal to."""
+        record = replace(self.me.record, seal_key=seal_key or self.me.record.seal_key)
+        self._publish(record, record.version, now)
 
     def _publish(self, record: PeerRecord, after: Version, now: float) -> None:
         self.me = self._sign(replace(record, version=after.next()))

@@ -32,10 +32,11 @@ from p2pmesh.protocol.planning import Planning
 from p2pmesh.protocol.ratings import Ratings
 from p2pmesh.protocol.relay import Relay
 from p2pmesh.protocol.routing import Decision, Scored
+from p2pmesh.protocol.sealing import Sealer, Sealing
 from p2pmesh.protocol.stealing import Stealing
 from p2pmesh.protocol.workload import AnswerLength
 from p2pmesh.query import Ended, Query, QueryId
-from p2pmesh.record import Capability, Load, PeerId, PeerRecord, Version
+from p2pmesh.record import GENERAL, Capability, Load, PeerId, PeerRecord, Version
 
 _AWAY_S = 0.25
 """Seconds by which a machine must have been called too late to hold that it was away: its process was
@@ -52,6 +53,7 @@ class Machine:
         epoch: int,
         config: Config,
         signer: Signer,
+        sealer: Sealer,
         rng: Random,
         now: float,
         trust: Trust | None = None,
@@ -63,7 +65,7 @@ class Machine:
         self.codec = Codec(config.limits)
         self._config = config
         self._out: list[e.Effect] = []
-        record = PeerRecord(me, Version(epoch, 1), name)
+        record = PeerRecord(me, Version(epoch, 1), name, seal_key=sealer.key())
         self._now = self._deadline = now
         self._promised = math.inf
         """The deadline that the host was told; whoever comes later was away. None yet."""
@@ -81,7 +83,9 @@ class Machine:
         self.backups = Backups(me, config, self._out, *held)
         sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed)
         asking = (*sending, self.backups.deliver, self._answered)
-        self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
+        sealing = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
+        self._sealing = Sealing(me, *sealing, now)
+        self.relay = Relay(me, name, config, self._local, breakers, self._sealing, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
         self._spared = (-math.inf, False)
         """Whether a link could give way, and as of when."""
@@ -100,6 +104,7 @@ class Machine:
             self.relay,
             self.backups,
             self._admission,
+            self._sealing,
         )
 
     # -- the whole boundary ---------------------------------------------------------------------------
@@ -126,6 +131,7 @@ class Machine:
         self.ratings.advance(now)
         self.gossip.advance(now)
         self._admission.advance(now)
+        self._sealing.advance(now)
         due = min([part.deadline for part in self._parts])
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
@@ -338,6 +344,13 @@ class Machine:
     def _republish(self) -> None:
         self.gossip.republish(self._now)
 
+    def _sealed_anew(self, key: bytes) -> None:
+        self.gossip.republish(self._now, key)
+
+    def _key_of(self, peer: PeerId) -> bytes:
+        signed = self.gossip.records.get(peer)
+        return b"" if signed is None else signed.record.seal_key
+
     def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> bool | None:
         """Return whether `peer` is linked, or dial it, a stranger at `addresses`; None: there is no room."""
         if peer in self.membership.links:
@@ -370,7 +383,8 @@ class Machine:
         return None if signed is None else signed.record.capability
 
     def _answered(self, query: Query, ended: Ended) -> None:
-        self.ratings.answered(query, ended)
+        if query.zone == GENERAL:  # what is rated is told to others, topic and all
+            self.ratings.answered(query, ended)
 
     def _on_records(self, peer: PeerId, message: m.Records, now: float) -> None:
         before = {signed.record.id: self._minds(signed.record.id) for signed in message.records}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from p2pmesh.config import Config
+from p2pmesh.errors import Reason
 from p2pmesh.protocol.batching import Backlog
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.directory import ALL_WEIGHED_MAX, Directory
@@ -32,7 +33,7 @@ from p2pmesh.protocol.routing import (
 )
 from p2pmesh.protocol.seeking import Seeking
 from p2pmesh.query import Query, QueryId
-from p2pmesh.record import Capability, PeerId
+from p2pmesh.record import GENERAL, Capability, PeerId
 
 
 class Planning:
@@ -81,7 +82,9 @@ class Planning:
 
     def plan(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
         """Decide where `query` goes, past those that refused it. Nothing goes to a peer whose breaker is
-        open, unless there is nobody else."""
+        open, unless there is nobody else. What is sealed goes to whom it is sealed to."""
+        if query.sealed:
+            return self._pass_on(query, tried)
         failing = self._breakers.open(now).difference(tried)
         if failing:
             decision = self._decide(query, (*tried, *failing), now)
@@ -98,7 +101,7 @@ class Planning:
     def compare(self, query: Query, peer: PeerId, before: Backlog, now: float) -> tuple[Scored, float] | None:
         """Return what `query`, which waits here behind `before`, would be at `peer`, and the seconds of J
         that it would gain there; None: it may not go there."""
-        if peer in self._breakers.open(now):
+        if peer in self._breakers.open(now) or self._is_bound(query):
             return None
         tried = self._tried(query.id)  # whoever refused it once does so again
         candidates = self._candidates(query, tried, now, only=(self.me, peer))
@@ -114,6 +117,21 @@ class Planning:
 
     # -- how it comes to that -------------------------------------------------------------------------
 
+    def _is_bound(self, query: Query) -> bool:
+        """Whether a query is here to be served, and goes nowhere else: it was sealed to this peer."""
+        return query.zone != GENERAL and query.origin != self.me
+
+    def _pass_on(self, query: Query, tried: tuple[PeerId, ...]) -> Decision:
+        """Decide by which link a sealed query goes on."""
+        barred = {*tried, *query.excluded, *(hop.peer for hop in query.path)}
+        way = None if query.target in barred else self._membership.way_to(query.target, barred)
+        if way is None or query.hops_left <= 0:
+            detail = "no way from here to the peer that it is sealed to"
+            return Decision(Kind.REFUSE, None, Reason.NO_ROUTE, detail, ())
+        name = query.target[-8:]
+        row = Scored(query.target, name, "", way[0], "sealed", 0.0, 0.0, 0.0, self._rtt_s(*way), 0.0)
+        return Decision(Kind.FORWARD, row, None, "", ())
+
     def _decide(self, query: Query, tried: tuple[PeerId, ...], now: float) -> Decision:
         routing, estimates = self._config.routing, self.estimates
         found: tuple[PeerId, ...] = ()
@@ -127,7 +145,8 @@ class Planning:
                 return Decision(Kind.SEEK, row, None, "", (), search)
             found = tuple(lead.peer for lead in search.leads)
             strangers = [stranger(lead, routing) for lead in self._seeking.strangers(search)]
-        candidates = self._candidates(query, tried, now, also=found)
+        only = (self.me,) if self._is_bound(query) else ()
+        candidates = self._candidates(query, tried, now, only=only, also=found)
         return choose(query, self.me, candidates, estimates, routing, strangers)
 
     def _weigh(self, query: Query, peers: Sequence[PeerId]) -> Sequence[Scored]:
@@ -149,21 +168,19 @@ class Planning:
             backlog, own = self._local.backlog(now), (self._local.held, self._local.pace)
             mine = self._seeing(self.me, query.zone, self._own(query))
             candidates.append(Candidate(self.me, self.name, mine, backlog, 0.0, self.me, *own))
-        records, links = self._gossip.records, self._membership.links
-        blind: set[PeerId] | None = None
+        records = self._gossip.records
         for peer in only or dict.fromkeys((*self._worth_weighing(query), *also)):
             signed = records.get(peer)
             if signed is None or peer in barred or not self._membership.is_alive(peer):
                 continue
-            if peer not in links and blind is None:
-                # Who passes a query on can read it: one that may not see it is no way to one that may.
-                blind = {peer for peer in links if not self._may_see(peer, query.zone)} | barred
-            if (way := self._membership.way_to(peer, blind or barred)) is None:
+            if (way := self._membership.way_to(peer, barred)) is None:
                 continue
             known, load = self._loads.backlog(peer, now), self._loads.of(peer)
             told = () if load is None else (load.held, load.pace)
             name = signed.record.name or peer[-8:]
             capability = self._seeing(peer, query.zone, signed.record.capability)
+            if query.zone != GENERAL and not signed.record.seal_key:
+                capability = replace(capability, zones=())
             candidates.append(Candidate(peer, name, capability, known, self._rtt_s(*way), way[0], *told))
         return candidates
 

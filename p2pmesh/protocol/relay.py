@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from p2pmesh.config import Config
-from p2pmesh.errors import Reason
+from p2pmesh.errors import LocalProtocolError, Reason, Untrusted
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.events import Deliver, Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
 from p2pmesh.protocol.flight import Flight, Flights, Phase, brief
@@ -20,13 +20,16 @@ from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
 from p2pmesh.protocol.recovery import Recovery
 from p2pmesh.protocol.routing import Decision, Kind, Scored
+from p2pmesh.protocol.sealing import CLOSED, Sealing
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
-from p2pmesh.record import NOBODY, PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 _UNLINKED_MAX = 8
 """Peers chosen in a row to whom there is no room for a link, until a query is turned away. A guess."""
 _CALM_MAX = 8
 """Queries in flight up to which one is embedded before it is known whether anybody has time. A guess."""
+_ON_THE_WAY = frozenset({Reason.NO_ROUTE, Reason.VISITED, Reason.PEER_LOST})
+"""Refusals of a sealed query that those on the way make; all others are its executor's."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
 
@@ -41,6 +44,7 @@ class Relay:
         config: Config,
         local: Local,
         breakers: Breakers,
+        sealing: Sealing,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
@@ -62,6 +66,7 @@ class Relay:
         self._can_embed = can_embed
         self._out = out
         self._breakers = breakers
+        self._sealing = sealing
         self._recovery = Recovery(me, config, self.flights, breakers, plan, hopes, self._route)
 
     @property
@@ -126,11 +131,16 @@ class Relay:
             wait = max(1.0, self._local.remaining_s(now))
             self.flights.refuse(peer, query, Reason.OVERLOADED, "too many queries are in flight here", wait)
             return
+        try:
+            query, cover = self._sealing.arrived(query)
+        except Untrusted as exc:  # this peer has another key by now, or the origin lies
+            self.flights.refuse(peer, query, Reason.PEER_LOST, brief(str(exc)), dead=(self.me,))
+            return
         # A path has a bound, and so has what is left of it, whatever the sender says.
         query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
         self._recovery.budget.earn()
         budget_s = min(query.budget_s, self._config.budget_max_s)
-        flight = Flight(query, peer, now + budget_s, Phase.EMBEDDING)
+        flight = Flight(query, peer, now + budget_s, Phase.EMBEDDING, cover=cover)
         flight.alive_at = now + self._config.keepalive_s
         self.flights.add(flight)
         self._begin(flight, now)
@@ -179,8 +189,9 @@ class Relay:
             return
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
-        if message.placed and (not flight.placed or message.path != flight.path):
-            self.flights.place(flight, message.path, message.eta_s, message.digest, now)
+        path = flight.own_path(message.path)
+        if message.placed and (not flight.placed or path != flight.path):
+            self.flights.place(flight, path, message.eta_s, message.digest, now)
 
     def on_refuse(self, peer: PeerId, message: Refuse, now: float) -> None:
         """Downstream will not: try the next, unless nobody would or somebody died."""
@@ -188,6 +199,8 @@ class Relay:
         if flight is None or (message.reason is Reason.VISITED and flight.phase is Phase.RELAYING):
             return  # what it has from us it has not from elsewhere: a frame came twice
         server = flight.path[-1].peer if flight.placed and flight.path else peer
+        if flight.executor != NOBODY and message.reason not in _ON_THE_WAY:
+            peer = server = flight.executor  # whoever passed its refusal on may pass the query on to another
         flight.downstream, flight.placed, flight.refusal = None, False, message
         if message.prompt_tokens:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
@@ -203,6 +216,9 @@ class Relay:
             self._recovery.crashed(flight, peer, server, now)
         elif flight.begun or message.reason in _FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
+        elif flight.query.sealed and message.reason not in _ON_THE_WAY:
+            # There is nobody else whom it could be given to from here.
+            self.flights.end_badly(flight, message.reason, message.detail, message.retry_after_s)
         else:
             self._recovery.refused(flight, peer, now)
 
@@ -211,10 +227,9 @@ class Relay:
         flight = self.flights.toward(peer, chunk.query_id, chunk.attempt)
         if flight is None or chunk.index < flight.index:
             return
-        flight.tokens += len(chunk.tokens)
-        # A peer that goes on for ever, or sends text that no token spells, would fill the asker's memory.
-        endless = not chunk.tokens or flight.tokens > flight.query.options.max_tokens
-        if chunk.index > flight.index or endless:
+        try:
+            chunk = flight.open_chunk(chunk)
+        except Untrusted:
             self._recovery.lost_piece(flight, peer, now)
             return
         flight.phase = Phase.RELAYING
@@ -226,13 +241,15 @@ class Relay:
         flight = self.flights.toward(peer, message.query_id, message.attempt)
         if flight is None:
             return
-        if message.chunks != flight.index:
+        try:
+            ended = flight.open_end(message)
+        except Untrusted:
             self._recovery.lost_piece(flight, peer, now)
             return
         self._local.lengths.observed(flight.tokens)
         for server in (peer, *(hop.peer for hop in flight.path[-1:])):
             self._breakers.served(server, now)
-        self.flights.complete(flight, message.ended)
+        self.flights.complete(flight, ended)
 
     def on_error(self, peer: PeerId, message: Error, now: float) -> None:
         """The answer broke downstream; where nothing of it has come through here, that is a refusal."""
@@ -282,7 +299,7 @@ class Relay:
             return
         self._local.finished(event.query_id)
         detail = brief(event.detail)
-        if event.prompt_tokens:
+        if event.prompt_tokens and not flight.closes:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
         flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
         if event.reason is Reason.ENGINE_FAILED:
@@ -324,7 +341,7 @@ class Relay:
 
     def _begin(self, flight: Flight, now: float) -> None:
         query = flight.query
-        if query.vector is None and query.text and self._can_embed():
+        if query.vector is None and query.text and self._can_embed() and not flight.closes:
             if len(self.flights) > _CALM_MAX:  # what is refused must cost little, or refusing is work enough
                 decision = self._plan(query, flight.tried, now)
                 if decision.reason is Reason.OVERLOADED:
@@ -340,7 +357,7 @@ class Relay:
             decision = self._plan(query, flight.tried, now)
             if decision.kind is Kind.REFUSE or decision.chosen is None:
                 return self._recovery.stranded(flight, decision, now)
-            hop = Hop(self.me, self.name, brief(decision.explain()))
+            hop = Hop(self.me, self.name, CLOSED if query.sealed else brief(decision.explain()))
             if decision.kind is Kind.SERVE:
                 return self._serve(flight, decision.chosen, hop, now)
             if decision.kind is Kind.RETURN:
@@ -363,7 +380,17 @@ class Relay:
         there is no room for a link to it."""
         flight.downstream = chosen.next_hop
         target = chosen.peer if search is None else NOBODY
-        flight.onward = Forward(flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max))
+        onward = flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max)
+        flight.uncover()
+        if onward.zone != GENERAL:
+            try:
+                onward, flight.cover = self._sealing.wrap(onward, chosen.model)
+            except (LocalProtocolError, Untrusted) as exc:
+                flight.refusal = Refuse(*flight.ident, Reason.TOO_LONG, brief(str(exc)))
+                flight.downstream = None
+                return False
+            flight.executor, flight.hop = target, hop
+        flight.onward = Forward(onward)
         leads = (search or flight.query.search or Search()).leads
         addresses = next((lead.addresses for lead in leads if lead.peer == chosen.next_hop), ())
         linked = self._reach(chosen.next_hop, addresses)
@@ -407,6 +434,7 @@ class Relay:
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None
+        flight.uncover()
         self._breakers.sent(self.me, now)
         eta = self._local.submit(flight.query, chosen.model, now)
         if eta is None:

@@ -6,7 +6,8 @@
    on every delivery and failure.
 3. No peer generates one attempt of a query twice, and none takes it twice; nobody passes it to a peer on its
    path: on every start of a model, forward and taking.
-4. No query is sent to a peer that does not bear its zone: on every forward.
+4. No peer that does not bear a query's zone is sent anything that tells of the query or its answer, and none
+   answers it; between those that do, it travels sealed: on every message about it and every start of a model.
 5. Every table stays under its bound: its length after every event; what would have to be searched (the ways
    to each member, and whether links and members that are gone were forgotten) after one of `SEARCH_EVERY`.
 6. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
@@ -27,9 +28,10 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.holding import HELD_MAX
 from p2pmesh.protocol.machine import Machine
+from p2pmesh.protocol.sealing import CLOSED
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
-from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume
-from p2pmesh.record import CONVERSATIONS_MAX, NOBODY, PeerId
+from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume, Usage
+from p2pmesh.record import CONVERSATIONS_MAX, GENERAL, NOBODY, PeerId
 
 _GRACE_S = 0.001
 """Seconds by which an end may be late: rounding of virtual time."""
@@ -109,7 +111,8 @@ class Judge:
         self.askings: dict[QueryId, Asking] = {}
         self._config = config
         self._generated: dict[PeerId, set[tuple[QueryId, int]]] = {}
-        self._taken: dict[PeerId, set[tuple[QueryId, int]]] = {}
+        self._taken: dict[PeerId, set[tuple[QueryId, int, PeerId]]] = {}
+        """Those that it passes on sealed, by whom they are sealed to: another is asked the same way."""
         self._zones: dict[PeerId, tuple[str, ...]] = {}
         self._checks: dict[PeerId, int] = {}
         self._ticks: dict[PeerId, tuple[float, int]] = {}
@@ -144,6 +147,9 @@ class Judge:
     def generating(self, ident: PeerId, query: Query, digest: str) -> None:
         """A model starts on it, or goes on with it, by its asker's leave."""
         asking = self.askings.get(query.id)
+        zone = query.zone if asking is None else asking.query.zone
+        if zone not in self._zones[ident]:
+            raise Violation(f"{ident} answers {query.id}, of the zone {zone}")
         if asking is not None and query.accepted is not None:
             resume, another = asking.query.resume, query.accepted.digest != digest
             if resume is Resume.NEVER or (resume is Resume.SAME_MODEL and another):
@@ -159,8 +165,8 @@ class Judge:
         for effect in effects:
             if isinstance(effect, e.Send) and isinstance(effect.message, m.Forward):
                 self._forwarded(ident, effect.peer, effect.message.query)
-            elif isinstance(effect, e.Send) and isinstance(effect.message, m.Keep | m.Legacy):
-                self._shown(ident, effect.peer, effect.message.query)
+            if isinstance(effect, e.Send):
+                self._told(ident, effect.peer, effect.message)
         if isinstance(event, e.Received) and isinstance(event.message, m.Forward):
             self._arrived(ident, event.peer, event.message.query, effects)
 
@@ -168,20 +174,30 @@ class Judge:
         path = [hop.peer for hop in query.path]
         if target in path or len(set(path)) < len(path) or path[-1] != ident:
             raise Violation(f"{ident} sends {query.id} to {target} after {' '.join(path)}")
-        self._shown(ident, target, query)
 
-    def _shown(self, ident: PeerId, target: PeerId, query: Query) -> None:
-        if query.zone not in self._zones[target]:
-            raise Violation(f"{ident} shows {query.id} of the zone {query.zone} to {target}")
+    def _told(self, ident: PeerId, target: PeerId, message: m.PeerMessage) -> None:
+        """A message about a query of a zone tells no more than it may."""
+        query_id, what = _tells(message)
+        asking = self.askings.get(query_id)
+        zone = GENERAL if asking is None else asking.query.zone
+        if isinstance(message, m.Forward | m.Keep | m.Legacy) and message.query.zone != GENERAL:
+            zone = message.query.zone
+        if zone == GENERAL or not what:
+            return
+        if zone not in self._zones[target]:
+            raise Violation(f"{ident} tells {target} {what} of {query_id}, of the zone {zone}")
+        if not isinstance(message, m.Keep | m.Copy | m.Legacy | m.Settle):
+            raise Violation(f"{ident} sends {target} {what} of {query_id}, of the zone {zone}, open")
 
     def _arrived(self, ident: PeerId, source: PeerId, query: Query, effects: list[e.Effect]) -> None:
         key = (query.id, query.attempt)
         said = [x.message for x in effects if isinstance(x, e.Send) and x.peer == source]
         if any(isinstance(x, m.Refuse) and (x.query_id, x.attempt) == key for x in said):
             return
-        if key in self._taken[ident]:
+        passed = (*key, query.target if query.sealed and query.target != ident else NOBODY)
+        if passed in self._taken[ident]:
             raise Violation(f"{ident} takes attempt {query.attempt} of {query.id} twice")
-        self._taken[ident].add(key)
+        self._taken[ident].add(passed)
 
     def delivered(self, effect: e.Deliver, now: float) -> None:
         """Something reaches the asker."""
@@ -272,6 +288,29 @@ class Judge:
         if now > asking.due:
             raise Violation(f"{query_id} goes on after its budget")
         return asking
+
+
+def _tells(message: m.PeerMessage) -> tuple[QueryId, str]:
+    """Return which query a message is about, and what of it whoever gets the message can read: nothing, where
+    that is no more than the way."""
+    match message:
+        case m.Forward(query) | m.Keep(query) | m.Legacy(query):
+            open_ = query.messages or query.accepted or query.vector is not None or query.prompt_tokens
+            return query.id, "the prompt" if open_ else _reasons(query.path)
+        case m.Tokens(chunk) | m.Copy(chunk):
+            return chunk.query_id, "a piece of the answer" if chunk.tokens or chunk.text else ""
+        case m.End(query_id=query_id, ended=ended) | m.Settle(query_id=query_id, ended=Ended() as ended):
+            return query_id, "the end" if ended.model or ended.usage != Usage() else _reasons(ended.path)
+        case m.Accept(query_id=query_id, path=path, digest=digest):
+            return query_id, "the model" if digest else _reasons(path)
+        case m.Refuse(query_id=query_id, prompt_tokens=count):
+            return query_id, "the prompt's length" if count else ""
+        case _:
+            return QueryId(""), ""
+
+
+def _reasons(path: tuple[Hop, ...]) -> str:
+    return "" if all(hop.why == CLOSED for hop in path) else "why it went where"
 
 
 def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]], ...]:

@@ -15,6 +15,7 @@ from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.messages import Status
 from p2pmesh.protocol.routing import Decision
+from p2pmesh.protocol.sealing import Cover
 from p2pmesh.query import Query, QueryId, Resume
 from p2pmesh.record import GENERAL, PeerId, Version
 
@@ -271,6 +272,34 @@ def _no_zones(machine: Machine) -> None:
         return plan(replace(query, zone=GENERAL), tried, now)
 
     _replace(machine.relay, _plan=open_to_all)
+
+
+@_mutant("zones-unsealed")
+def _zones_unsealed(machine: Machine) -> None:
+    """a query of a zone travels open to a peer that may see it"""
+    sealing = machine._sealing
+    _replace(sealing, wrap=lambda query, model: (query, None), arrived=lambda query: (query, None))
+
+
+@_mutant("reasons-told")
+def _reasons_told(machine: Machine) -> None:
+    """a sealed query says outside why it went where"""
+    sealing = machine._sealing
+    wrap = sealing.wrap
+
+    def telling(query: Query, model: str) -> tuple[Query, Cover]:
+        outside, cover = wrap(query, model)
+        return replace(outside, path=query.path), cover
+
+    _replace(sealing, wrap=telling)
+
+
+@_mutant("answers-unsealed")
+def _answers_unsealed(machine: Machine) -> None:
+    """what was asked sealed is answered open"""
+    sealing = machine._sealing
+    arrived = sealing.arrived
+    _replace(sealing, arrived=lambda query: (arrived(query)[0], None))
 
 
 @_mutant("unbounded-memory")

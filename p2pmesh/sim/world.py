@@ -24,7 +24,7 @@ from p2pmesh.query import Message, Options, Query, QueryId, Resume, Usage
 from p2pmesh.record import GENERAL, Capability, ModelInfo, PeerId, Skill, Vector, quantise
 from p2pmesh.sim.engine import BatchEngine, PrefixCache
 from p2pmesh.sim.judge import Asking, Judge
-from p2pmesh.sim.signer import SimSigner
+from p2pmesh.sim.sealer import sim_keys
 from p2pmesh.sim.wire import Weather, Wire
 
 SPACE = "sim"
@@ -199,7 +199,7 @@ class World:
         rng = Random(f"{self._seed} {ident} {epoch}")
         self.wire.place(ident)
         self.judge.started(ident, spec.zones)
-        machine = Machine(ident, ident, epoch, self.config, SimSigner(ident), rng, self.now)
+        machine = Machine(ident, ident, epoch, self.config, *sim_keys(ident), rng, self.now)
         if self._mutate is not None:
             self._mutate(machine)
         self.nodes[ident] = Node(machine, spec, epoch)

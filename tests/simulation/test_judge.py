@@ -13,6 +13,7 @@ from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import machine
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.sealing import CLOSED
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Resume, Usage
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.sim.judge import SEARCH_EVERY, TICKS_MAX, Judge, Violation
@@ -168,12 +169,64 @@ def test_a_query_sent_back_along_its_path_fails(judge: Judge) -> None:
             judge.handled(A, idle, e.Tick(), [e.Send(target, passing(*path))])
 
 
-def test_a_query_shown_outside_its_zone_fails(judge: Judge) -> None:
+SECRET = query(7, origin=ME, zone="red")
+PIECE, END = Chunk(SECRET.id, 0, 0, (1,), "x"), Ended(Usage(1, 1), "stop", "small", "")
+WHY, CLOSED_WHY = (Hop(A, "a", "law, quality 0.9"),), (Hop(A, "a", CLOSED),)
+OUTSIDE = replace(SECRET, messages=(), zone=GENERAL, sealed=b"?", path=CLOSED_WHY)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (m.Forward(replace(SECRET, path=CLOSED_WHY)), "the prompt"),
+        (m.Forward(replace(OUTSIDE, prompt_tokens=9)), "the prompt"),
+        (m.Forward(replace(OUTSIDE, path=WHY)), "why"),
+        (m.Tokens(PIECE), "a piece"),
+        (m.End(SECRET.id, 0, 1, END), "the end"),
+        (m.End(SECRET.id, 0, 1, replace(END, usage=Usage(), model="", path=WHY)), "why"),
+        (m.Accept(SECRET.id, 0, True, 0.0, CLOSED_WHY, "00" * 32), "the model"),
+        (m.Accept(SECRET.id, 0, True, 0.0, WHY), "why"),
+        (m.Refuse(SECRET.id, 0, Reason.TOO_LONG, prompt_tokens=9), "the prompt's length"),
+        (m.Keep(SECRET), "the prompt"),
+        (m.Copy(PIECE), "a piece"),
+        (m.Settle(SECRET.id, END), "the end"),
+        (m.Legacy(SECRET), "the prompt"),
+    ],
+)
+def test_what_tells_of_a_query_outside_its_zone_fails(
+    judge: Judge, message: m.PeerMessage, told: str
+) -> None:
     idle = Bench().machine
+    judge.asked(SECRET, 0.0)
     judge.started(B, (GENERAL, "red"))
-    judge.handled(A, idle, e.Tick(), [e.Send(B, passing(A, zone="red"))])
-    with pytest.raises(Violation, match="of the zone red to c"):
-        judge.handled(A, idle, e.Tick(), [e.Send(C, passing(A, zone="red"))])
+    with pytest.raises(Violation, match=f"a tells c {told}"):
+        judge.handled(A, idle, e.Tick(), [e.Send(C, message)])
+    if isinstance(message, m.Keep | m.Copy | m.Settle | m.Legacy):
+        judge.handled(A, idle, e.Tick(), [e.Send(B, message)])  # who holds it may read it
+    else:
+        with pytest.raises(Violation, match=f"a sends b {told}.*open"):
+            judge.handled(A, idle, e.Tick(), [e.Send(B, message)])
+
+
+def test_what_tells_no_more_than_the_way_may_go_anywhere(judge: Judge) -> None:
+    idle = Bench().machine
+    judge.asked(SECRET, 0.0)
+    closed = Ended(Usage(), CLOSED, "", "", CLOSED_WHY, b"?")
+    for message in (
+        m.Forward(OUTSIDE),
+        m.Tokens(Chunk(SECRET.id, 0, 0, (), "", (), b"?")),
+        m.End(SECRET.id, 0, 1, closed),
+        m.Accept(SECRET.id, 0, True, 0.0, CLOSED_WHY),
+        m.Refuse(SECRET.id, 0, Reason.TOO_LONG),
+        m.Settle(SECRET.id),
+    ):
+        judge.handled(A, idle, e.Tick(), [e.Send(C, message)])
+
+
+def test_an_answer_by_one_outside_the_zone_fails(judge: Judge) -> None:
+    judge.asked(SECRET, 0.0)
+    with pytest.raises(Violation, match=r"answers .* of the zone red"):
+        judge.generating(C, replace(SECRET, zone=GENERAL), "")
 
 
 def test_an_attempt_taken_twice_fails_and_one_refused_is_not_taken(judge: Judge) -> None:

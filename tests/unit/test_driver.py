@@ -17,6 +17,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Query, QueryId
 from p2pmesh.record import PeerId
+from p2pmesh.sim.sealer import SimSealer
 from p2pmesh.trust import keys
 
 
@@ -39,7 +40,16 @@ class Wire:
 async def made() -> Any:
     identity, wire = Identity.generate(), Wire()
     config = Config(models=(ModelConfig(model="echo", engine="echo"),))
-    machine = Machine(identity.id, "ada", 1, config, Signer(identity), Random(1), trio.current_time())
+    machine = Machine(
+        identity.id,
+        "ada",
+        1,
+        config,
+        Signer(identity),
+        SimSealer(identity.id),
+        Random(1),
+        trio.current_time(),
+    )
     return Driver(machine, wire, Models(config, lambda _: None)), wire  # type: ignore[arg-type]
 
 

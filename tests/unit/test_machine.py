@@ -17,6 +17,7 @@ from p2pmesh.protocol.routing import Kind
 from p2pmesh.protocol.workload import salted
 from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import Capability, Load, PeerId, Version
+from p2pmesh.sim.sealer import SimSealer
 from p2pmesh.sim.signer import SimSigner
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 
@@ -45,7 +46,7 @@ def test_the_deadline_lies_ahead_and_a_tick_there_is_enough() -> None:
 
 def test_a_name_that_others_could_not_read_is_refused_before_anything_starts() -> None:
     with pytest.raises(LocalProtocolError, match="name"):
-        Machine(ME, "n" * 65, 1, Config(), SimSigner(ME), Random(0), 0.0)
+        Machine(ME, "n" * 65, 1, Config(), SimSigner(ME), SimSealer(ME), Random(0), 0.0)
 
 
 @pytest.mark.parametrize(
