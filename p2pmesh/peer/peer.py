@@ -142,9 +142,9 @@ class Peer:
         becomes of the answer when the peer that writes it is lost, "any", "same-model" or "never" (see
         `Resume`); None: as `relay.resume` says. `guarded`: another peer that may see it holds the question
         and all that comes of the answer, so that it outlives this peer (see `claim`); each piece comes a
-        round trip later for it. `zone`: only peers that may see it get to see the query, on the way too;
-        where none of them can serve it, it ends in NoRoute. Iterating raises QueryError. Raises ValueError
-        for another `resume`.
+        round trip later for it. `zone`: only peers that may see it get to see the query, which travels sealed
+        to one of them; where none of them can serve it, it ends in NoRoute. Iterating raises QueryError.
+        Raises ValueError for another `resume`.
         """
         messages = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
         query = Query(

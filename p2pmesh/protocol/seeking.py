@@ -1,8 +1,8 @@
 """What this peer adds to a query's search: the peers that it knows near to the query, and what each is worth.
 
 Wanted only where there are more peers than anybody knows: elsewhere the peer that was asked knows the best.
-A query of a zone is never searched for, as it would be seen on the way, and of others those hear nothing
-who may not see them. It knows records and members; where the query goes is `search`'s rule, and who serves
+A query of a zone is never searched for, as its origin alone may plan it, and of others those hear nothing who
+may not see them. It knows records and members; where the query goes is `search`'s rule, and who serves
 it `routing`'s.
 """
 
