@@ -74,6 +74,8 @@ class Reason(str, Enum):
     """The asker went away, or said stop."""
     VISITED = "already_visited"
     """This peer has seen this attempt of the query before: a loop, or a duplicate."""
+    FORGED = "answer_forged"
+    """What came is not what the peer that answered signed: somebody on the way changed it, or made it up."""
     ANSWER_NOT_FOUND = "answer_not_found"
     """Nobody holds the answer that somebody came for: it is too old, or its holder died as well."""
     BAD_REQUEST = "invalid_request"

@@ -12,6 +12,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import NewType
 
+from p2pmesh.receipt import Receipt
 from p2pmesh.record import GENERAL, NOBODY, PeerId, Vector
 
 QueryId = NewType("QueryId", str)
@@ -265,3 +266,5 @@ class Ended:
     path: tuple[Hop, ...] = ()
     sealed: bytes = b""
     """The end itself, for the asker's peer alone to read: it answers a sealed query."""
+    receipt: Receipt | None = None
+    """What its executor signed of it; None: nothing was signed, and the asker's peer does not take it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from random import Random
 from typing import TypeVar
 
@@ -12,7 +13,8 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.admission import Trust
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
-from p2pmesh.query import Message, Options, Query, QueryId
+from p2pmesh.protocol.receipts import Receipts
+from p2pmesh.query import Ended, Message, Options, Query, QueryId
 from p2pmesh.record import Capability, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
 from p2pmesh.sim.sealer import SimSealer, sim_keys
 from p2pmesh.sim.signer import SimSigner
@@ -43,6 +45,13 @@ def query(number: int = 1, *, origin: PeerId = A, text: str = "hello", **changes
     """Return a query of `origin`; `changes` are fields of `Query`."""
     plain = Query(QueryId(f"{number:032x}"), origin, (Message("user", text),), Options(max_tokens=8))
     return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def receipted(asked: Query, ended: Ended, text: str) -> Ended:
+    """Return the end of an answer of `text` to `asked`, signed by the last peer of its path."""
+    executor = ended.path[-1].peer
+    receipts = Receipts(executor, Codec(Config().limits), SimSigner(executor))
+    return receipts.signed(asked, ended, sha256(text.encode()).digest())
 
 
 class Bench:

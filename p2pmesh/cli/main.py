@@ -18,6 +18,7 @@ import click
 from p2pmesh.cli import client
 from p2pmesh.cli.mesh import invite, join, mesh, revoke
 from p2pmesh.cli.up import up
+from p2pmesh.cli.verify import verify
 
 _STDIN_BYTES_MAX = 2**20
 """As `http.body_bytes_max`: what is longer no peer takes."""
@@ -71,6 +72,7 @@ main.add_command(mesh)
 main.add_command(invite)
 main.add_command(join)
 main.add_command(revoke)
+main.add_command(verify)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -163,6 +165,7 @@ def ask(
         "path": [],
         "model": model,
         "usage": None,
+        "receipt": None,
     }
     bases = urls or (client.find(None, state),)
     try:
@@ -212,6 +215,7 @@ def _take(answer: dict[str, Any], event: dict[str, Any]) -> None:
     answer["usage"] = event.get("usage", answer["usage"])
     answer["model"], answer["id"] = event["model"], event["id"]
     if "p2pmesh" in event:
+        answer["receipt"] = event["p2pmesh"].get("receipt", answer["receipt"])
         answer["path"] = [hop["name"] for hop in event["p2pmesh"]["path"]]
         answer["served_by"] = answer["path"][-1]
 

@@ -187,7 +187,8 @@ def _hops(answer: Answer) -> dict[str, Any]:
     """The way an answer took, and why: an extension of OpenAI's bodies, which its clients ignore."""
     path = [{"peer": hop.peer, "name": hop.name, "why": hop.why} for hop in answer.path]
     resumed = {"resumed": [hop.name for hop in answer.resumed]} if answer.resumed else {}
-    return {"path": path, **resumed}
+    receipt = {"receipt": answer.receipt.to_json()} if answer.receipt else {}
+    return {"path": path, **resumed, **receipt}
 
 
 def _way(answer: Answer) -> dict[str, str]:

@@ -25,6 +25,7 @@ STATUS = {
     Reason.TOO_LONG: 400,
     Reason.DEADLINE: 504,
     Reason.PEER_LOST: 502,
+    Reason.FORGED: 502,
     Reason.ENGINE_FAILED: 503,
     Reason.CANCELLED: 499,
     Reason.VISITED: 503,

@@ -15,6 +15,7 @@ import trio
 from p2pmesh.errors import AnswerInterrupted, BudgetSpent, NoRoute, QueryError, Reason, Refused
 from p2pmesh.protocol import events as e
 from p2pmesh.query import Chunk, Ended, Hop, QueryId, TokenLogprobs, Usage
+from p2pmesh.receipt import Receipt
 from p2pmesh.record import NOBODY, PeerId
 
 _ERRORS: dict[Reason, type[QueryError]] = {
@@ -52,6 +53,9 @@ class Answer:
         self.usage = Usage()
         self.finish_reason = ""
         self.model = ""
+        self.receipt: Receipt | None = None
+        """What whoever ended it signed of it: of all of it, also where another peer began it; None before the
+        end. `receipt.to_json()` is what `p2pmesh verify` reads."""
         self.path: tuple[Hop, ...] = ()
         """The peers it went through; the last one answers. Known before the first piece."""
         self.resumed: tuple[Hop, ...] = ()
@@ -144,7 +148,7 @@ class Answer:
                     self._chunks.append(chunk)
                 case Ended() as ended:
                     self.usage, self.finish_reason = ended.usage, ended.finish_reason
-                    self.model, self.path = ended.model, ended.path
+                    self.model, self.path, self.receipt = ended.model, ended.path, ended.receipt
                     self._over, self.ended_at = True, trio.current_time()
         self._news.set()
         self._news = trio.Event()

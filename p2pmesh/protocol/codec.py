@@ -36,6 +36,7 @@ from p2pmesh.query import (
     Search,
     Usage,
 )
+from p2pmesh.receipt import DIGEST_BYTES, Receipt
 from p2pmesh.record import (
     CONVERSATIONS_MAX,
     DEVICE_BYTES_MAX,
@@ -324,6 +325,24 @@ def _chunk(limits: Limits) -> f.Field:
     return f.Field(chunk.pack, unpack)
 
 
+def _receipt(limits: Limits) -> f.Field:
+    count, digest = f.integer(0, _COUNT_MAX), f.exactly(DIGEST_BYTES)
+    return f.struct(
+        Receipt,
+        f.query_id(),
+        f.integer(0, 255),
+        f.text(_PEER_ID_BYTES_MAX),
+        f.text(limits.name_bytes_max),
+        f.text(64),
+        f.text(32),
+        count,
+        count,
+        digest,
+        digest,
+        f.binary(64),
+    )
+
+
 def _report(limits: Limits) -> f.Field:
     row = f.struct(
         Row,
@@ -378,6 +397,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         f.text(64),
         parts["path"],
         f.binary(SEALED_CHUNK_BYTES_MAX),
+        f.maybe(_receipt(limits)),
     )
     dead = f.many(peer, limits.excluded_max)
 

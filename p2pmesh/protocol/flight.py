@@ -1,25 +1,24 @@
-"""The queries at one peer: what is remembered of each between two events, and what upstream is told of it.
+"""One query at one peer: what is remembered of it between two events, and how it is read and sealed here.
 
-Plain state and its ends; `relay` decides what becomes of it. Upstream is the peer that passed the query on,
-or whoever asked here.
+Plain state; `flights` keeps them, and `relay` decides what becomes of each. Upstream is the peer that passed
+the query on, or whoever asked here.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
-from p2pmesh.config import Config
-from p2pmesh.errors import Reason, Untrusted
-from p2pmesh.protocol.alarms import Alarms
-from p2pmesh.protocol.events import Deliver, Effect, Fail, Placed, Send
-from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse, Tokens
-from p2pmesh.protocol.routing import Decision
-from p2pmesh.protocol.sealing import Cover, veiled
+from p2pmesh.errors import Untrusted
+from p2pmesh.protocol.messages import End, Forward, Refuse
+from p2pmesh.protocol.sealing import Cover, Sealing
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId, Search
 from p2pmesh.record import GENERAL, NOBODY, PeerId
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 _WHY_CHARS_MAX = 200
 """Longest reason of a hop or a refusal, in characters: the codec's bound with room for four-byte letters."""
@@ -71,7 +70,9 @@ class Flight:
     index: int = 0
     """Of the next chunk."""
     tokens: int = 0
-    """Received from downstream."""
+    """Received from downstream; of a sealed answer, pieces."""
+    tokens_max: int = 0
+    """Most that may come."""
     digest: str = ""
     """Of the model that writes, once placed."""
     mixed: bool = False
@@ -80,6 +81,8 @@ class Flight:
     """All tokens of the answer so far. Kept where it was asked alone, to go on from."""
     text: list[str] = field(default_factory=list)
     """What they spell."""
+    said: Hash = field(default_factory=sha256)
+    """Of the answer's text so far, where it was asked and where it is written."""
     onward: Forward | None = None
     """What waits for the link while it is dialled."""
     cover: Cover | None = None
@@ -126,6 +129,10 @@ class Flight:
         known = self.query.excluded
         return (*known, *dict.fromkeys(peer for peer in dead if peer not in known))
 
+    def says(self, text: str) -> None:
+        """The next piece of its text."""
+        self.said.update(text.encode("utf-8", "surrogatepass"))
+
     def written_by(self, digest: str) -> None:
         """The model with `digest` writes what follows."""
         self.mixed = self.mixed or (self.index > 0 and digest != self.digest)
@@ -136,16 +143,26 @@ class Flight:
         if not self.closes:
             self.cover, self.executor, self.hop = None, NOBODY, None
 
+    def seal(self, sealing: Sealing, onward: Query, model: str, hop: Hop) -> Query:
+        """Return what goes `onward` to a `model` of its target as others may see it: sealed, where it is of a
+        zone. Raises as `Sealing.wrap` does."""
+        self.uncover()
+        if onward.zone == GENERAL:
+            return onward
+        outside, self.cover = sealing.wrap(onward, model)
+        self.executor, self.hop = onward.target, hop
+        return outside
+
     def open_chunk(self, chunk: Chunk) -> Chunk:
         """Return the next piece, which came from downstream, as it is to be read here. Raises Untrusted where
         it is not the next, has no token, is one too many, or is not what the executor closed."""
         if self.cover is not None:
             chunk, digest = self.cover.open_chunk(chunk)
             self.written_by(digest)
-        self._join(chunk.index)
+        self._join(chunk.index, chunk.sealed)
         # A peer that goes on for ever, or sends text that no token spells, would fill the asker's memory.
         self.tokens += len(chunk.tokens) or bool(chunk.sealed)
-        endless = not (chunk.tokens or chunk.sealed) or self.tokens > self.query.options.max_tokens
+        endless = not (chunk.tokens or chunk.sealed) or self.tokens > self.tokens_max
         if chunk.index > self.index or endless:
             raise Untrusted("a piece of an answer that does not follow")
         return chunk
@@ -153,20 +170,26 @@ class Flight:
     def open_end(self, end: End) -> Ended:
         """Return the whole end as it is to be read here. Raises Untrusted as `open_chunk` does, and where
         pieces are missing."""
-        self._join(end.chunks)
+        if self.cover is None:
+            self._join(end.chunks, end.ended.sealed)
         if end.chunks != self.index:
             raise Untrusted("an end that says of more or fewer pieces than came")
         ended = end.ended if self.cover is None else self.cover.open_end(end)
         return replace(ended, path=self.own_path(ended.path))
 
-    def _join(self, index: int) -> None:
-        """Of a sealed query it cannot be known here with which piece its answer goes on: take what comes."""
+    def _join(self, index: int, sealed: bytes) -> None:
+        """Of a sealed query it cannot be known here with which piece its answer goes on: take what comes.
+        Raises Untrusted where the answer is sealed and the query is not, or the other way round."""
+        if bool(sealed) != bool(self.query.sealed):
+            raise Untrusted("an answer travels as its query did")
         if self.query.sealed and not self.tokens:
             self.index = index
 
     def own_path(self, path: tuple[Hop, ...]) -> tuple[Hop, ...]:
         """Return a `path` as told from downstream, with what was decided here."""
-        return path if self.hop is None else (self.hop, *path[1:])
+        if self.hop is None:
+            return path
+        return (self.hop, *(path[1:] if path and path[0].peer == self.hop.peer else path))
 
     def begin_again(
         self, excluded: tuple[PeerId, ...], tried: tuple[PeerId, ...], accepted: Accepted | None
@@ -196,235 +219,3 @@ class Flight:
         if self.upstream is not None:
             due = min(due, self.alive_at)
         return due
-
-
-class Flights:
-    """All of them, by query. Of one query there is one flight: the newest attempt."""
-
-    def __init__(
-        self,
-        config: Config,
-        out: list[Effect],
-        deliver: Callable[[Deliver | Fail], None],
-        answered: Callable[[Query, Ended], None],
-    ) -> None:
-        """`deliver` gives to whoever asked here; `answered` hears of each answer that he has got."""
-        self._deliver = deliver
-        self._answered = answered
-        self._config = config.relay
-        self._excluded_max = config.limits.excluded_max
-        self._out = out
-        self._table: dict[QueryId, Flight] = {}
-        self._alarms: Alarms[QueryId] = Alarms()
-        self._seen: OrderedDict[tuple[QueryId, int, PeerId], None] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._table)
-
-    def __iter__(self) -> Iterator[Flight]:
-        """Go through those that there are now, whatever becomes of them meanwhile."""
-        return iter(list(self._table.values()))
-
-    def __contains__(self, flight: Flight) -> bool:
-        """Return whether `flight` still flies."""
-        return self._table.get(flight.query.id) is flight
-
-    # -- which ----------------------------------------------------------------------------------------
-
-    def get(self, query_id: QueryId) -> Flight | None:
-        """Return the flight of a query, whatever its attempt."""
-        return self._table.get(query_id)
-
-    def find(self, query_id: QueryId, attempt: int) -> Flight | None:
-        """Return the flight of this very attempt; None: what is said of it is stale."""
-        flight = self._table.get(query_id)
-        return flight if flight is not None and flight.query.attempt == attempt else None
-
-    def toward(self, peer: PeerId, query_id: QueryId, attempt: int) -> Flight | None:
-        """Return the flight of this attempt whose downstream is `peer`."""
-        flight = self.find(query_id, attempt)
-        return flight if flight is not None and flight.downstream == peer else None
-
-    def here(self, query_id: QueryId, attempt: int) -> Flight | None:
-        """Return the flight of this attempt if this peer serves it."""
-        flight = self.find(query_id, attempt)
-        return flight if flight is not None and flight.phase is Phase.LOCAL else None
-
-    def was_seen(self, query: Query) -> bool:
-        """Return whether this attempt of `query` has been here, and is over."""
-        return _seen_as(query) in self._seen
-
-    # -- time -----------------------------------------------------------------------------------------
-
-    def watch(self, flight: Flight) -> None:
-        """Something of it falls due earlier than it did."""
-        self._alarms.set(flight.query.id, flight.due)
-
-    def due(self, now: float) -> list[Flight]:
-        """Return those about which something has to be done; each must be watched again."""
-        flights = []
-        for query_id in self._alarms.ringing(now):
-            flight = self._table.get(query_id)
-            if flight is None:
-                continue
-            if flight.due <= now:
-                flights.append(flight)
-            else:
-                self._alarms.set(query_id, flight.due)  # it was put off since
-        return flights
-
-    @property
-    def deadline(self) -> float:
-        """When `due` may have something to return next."""
-        return self._alarms.next
-
-    # -- begin and end --------------------------------------------------------------------------------
-
-    def add(self, flight: Flight) -> None:
-        """A query has come."""
-        if flight.query.accepted is not None:
-            flight.index = flight.query.accepted.chunks
-            flight.tokens = len(flight.query.accepted.tokens)
-            if flight.upstream is None:  # it was asked at another peer first
-                flight.written, flight.text = [*flight.query.accepted.tokens], [flight.query.accepted.text]
-                flight.digest = flight.query.accepted.digest
-                flight.mixed = not flight.digest
-        self._table[flight.query.id] = flight
-        self.watch(flight)
-
-    def forget(self, flight: Flight) -> None:
-        """It is over here; that it was here is remembered for a while."""
-        self._table.pop(flight.query.id, None)
-        self._alarms.drop(flight.query.id)
-        self._seen[_seen_as(flight.query)] = None
-        if len(self._seen) > self._config.seen_max:
-            self._seen.popitem(last=False)
-
-    def complete(self, flight: Flight, ended: Ended) -> None:
-        """The answer is whole."""
-        if flight.upstream is None:
-            self._deliver(Deliver(flight.query.id, ended))
-            self._answered(flight.query, ended)
-        else:
-            end = End(*flight.ident, flight.index, ended)
-            if flight.cover is not None:
-                end = flight.cover.close_end(end)
-            self._out.append(Send(flight.upstream, end))
-        self.forget(flight)
-
-    def end_badly(
-        self,
-        flight: Flight,
-        reason: Reason,
-        detail: str,
-        retry_after_s: float = 0.0,
-        dead: tuple[PeerId, ...] = (),
-    ) -> None:
-        """There will be no more from here; `dead` were found dead."""
-        if flight.closes:
-            detail = ""  # it may tell how long the prompt is
-        if flight.upstream is None:
-            path = flight.path or flight.query.path
-            self._deliver(Fail(flight.query.id, reason, detail, path, retry_after_s))
-        elif flight.begun:
-            error = Error(*flight.ident, reason, detail, dead[: self._excluded_max])
-            self._out.append(Send(flight.upstream, error))
-        else:
-            self.refuse(flight.upstream, flight.query, reason, detail, retry_after_s, dead)
-        self.forget(flight)
-
-    def give_up(self, flight: Flight, decision: Decision) -> None:
-        """Nobody is left to serve it."""
-        reason, detail, retry_after_s = verdict(flight.refusal, decision)
-        dead = () if flight.refusal is None else flight.refusal.dead
-        self.end_badly(flight, reason, detail, retry_after_s, dead)
-
-    # -- what is said of it ---------------------------------------------------------------------------
-
-    def refuse(
-        self,
-        peer: PeerId,
-        query: Query,
-        reason: Reason,
-        detail: str,
-        retry_after_s: float = 0.0,
-        dead: tuple[PeerId, ...] = (),
-        best: PeerId = NOBODY,
-    ) -> None:
-        """Tell `peer` that `query` is not for us, but for `best` of those it came by."""
-        refusal = Refuse(
-            query.id,
-            query.attempt,
-            reason,
-            detail,
-            retry_after_s,
-            query.prompt_tokens,
-            dead[: self._excluded_max],
-            best,
-        )
-        self._out.append(Send(peer, refusal))
-
-    def place(self, flight: Flight, path: tuple[Hop, ...], eta_s: float, digest: str, now: float) -> None:
-        """It sits where it will be answered, by the model with `digest`; of a sealed one that comes with the
-        first piece."""
-        if flight.executor == NOBODY:
-            flight.written_by(digest)
-        flight.placed, flight.path = True, path
-        flight.stranded_at = None
-        if flight.upstream is None:
-            self._deliver(Deliver(flight.query.id, Placed(path, eta_s)))
-        else:
-            flight.alive_at = now + self._config.keepalive_s
-            self._say_placed(flight, eta_s)
-
-    def pass_up(self, flight: Flight, chunk: Chunk, now: float) -> None:
-        """The next piece of its answer."""
-        flight.mixed = flight.mixed or (not flight.placed and flight.index > 0)  # nobody told whose it is
-        flight.index = chunk.index + 1
-        if flight.upstream is None:
-            flight.written.extend(chunk.tokens)
-            flight.text.append(chunk.text)
-            self._deliver(Deliver(flight.query.id, chunk))
-        else:
-            flight.alive_at = now + self._config.keepalive_s
-            if flight.cover is not None:
-                chunk = flight.cover.close_chunk(chunk, flight.digest)
-            self._out.append(Send(flight.upstream, Tokens(chunk)))
-
-    def say_alive(self, flight: Flight, now: float) -> None:
-        """No token flows, and it is still being seen to."""
-        flight.alive_at = now + self._config.keepalive_s
-        if flight.upstream is not None:
-            self._say_placed(flight, 0.0)
-
-    def _say_placed(self, flight: Flight, eta_s: float) -> None:
-        assert flight.upstream is not None, "who asked is told otherwise"
-        path, digest = flight.path, flight.digest
-        if flight.closes:
-            path, digest = veiled(path), ""
-        self._out.append(Send(flight.upstream, Accept(*flight.ident, flight.placed, eta_s, path, digest)))
-
-    def release(self, flight: Flight) -> None:
-        """Downstream need not go on."""
-        if flight.downstream is not None and flight.phase is not Phase.DIALLING:
-            self._out.append(Send(flight.downstream, Cancel(*flight.ident)))
-        flight.downstream = flight.onward = None
-
-
-def _seen_as(query: Query) -> tuple[QueryId, int, PeerId]:
-    """Return what is remembered of a query that was here. Sealed to another it is another: it passes here
-    again when the first would not have it. One of a zone was sealed when it came."""
-    sealed = query.sealed or query.zone != GENERAL
-    return query.id, query.attempt, query.target if sealed else NOBODY
-
-
-def verdict(heard: Refuse | None, decision: Decision) -> tuple[Reason, str, float]:
-    """Return the most telling reason, detail and retry-after when nobody is left: what somebody who was asked
-    said, else what our own decision says."""
-    reason: Reason = decision.reason or Reason.NO_ROUTE
-    if heard is None or heard.reason in (Reason.VISITED, Reason.NO_ROUTE):
-        return reason, decision.detail, decision.retry_after_s
-    if heard.reason is reason is Reason.TOO_LONG:
-        return reason, decision.detail, 0.0  # it knows the longest context of all
-    return heard.reason, heard.detail, heard.retry_after_s

@@ -30,6 +30,7 @@ from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
 from p2pmesh.protocol.planning import Planning
 from p2pmesh.protocol.ratings import Ratings
+from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.protocol.relay import Relay
 from p2pmesh.protocol.routing import Decision, Scored
 from p2pmesh.protocol.sealing import Sealer, Sealing
@@ -82,10 +83,11 @@ class Machine:
         held = (self._holders, self._may_see, self._flight, self._reach, self._ask, self._cancel)
         self.backups = Backups(me, config, self._out, *held)
         sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed)
-        asking = (*sending, self.backups.deliver, self._answered)
-        sealing = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
-        self._sealing = Sealing(me, *sealing, now)
-        self.relay = Relay(me, name, config, self._local, breakers, self._sealing, *asking, self._out)
+        keys = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
+        self._sealing = Sealing(me, *keys, now)
+        proofs = (self._sealing, Receipts(me, self.codec, signer))
+        asking = (*proofs, *sending, self.backups.deliver, self._answered)
+        self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
         self._spared = (-math.inf, False)
         """Whether a link could give way, and as of when."""

@@ -14,11 +14,12 @@ from dataclasses import replace
 from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol.breakers import Breakers
-from p2pmesh.protocol.flight import Flight, Flights, Phase
+from p2pmesh.protocol.flight import Flight, Phase
+from p2pmesh.protocol.flights import Flights
 from p2pmesh.protocol.messages import Refuse
 from p2pmesh.protocol.routing import Decision, Kind
 from p2pmesh.query import Query, Resume
-from p2pmesh.record import PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 RETRY_SHARE = 0.05
 """Most retries for each query that comes here, on average. Half of what Google's SRE book allows: each peer
@@ -36,6 +37,10 @@ told so within two, half a second of which had passed when it was noticed."""
 MODEL_PATIENCE_S = 10.0
 """Most seconds that a query waits for the one model that can take it and crashed: it is loaded again within
 2.3 s, median of 200 kills (docs/engine.md), and a large one takes longer. A guess."""
+
+
+ON_THE_WAY = frozenset({Reason.NO_ROUTE, Reason.VISITED, Reason.PEER_LOST})
+"""Refusals of a sealed query that those on the way make; all others are its executor's."""
 
 
 class RetryBudget:
@@ -88,6 +93,11 @@ class Recovery:
         flight.downstream, flight.placed, flight.tried = None, False, (*flight.tried, without)
         self._anew(flight, now)
 
+    def unheard(self, flight: Flight, now: float) -> None:
+        """Choose anew: it never came to the ears of whom it was offered to, who may be reached otherwise."""
+        flight.downstream, flight.placed = None, False
+        self._anew(flight, now)
+
     def _anew(self, flight: Flight, now: float) -> None:
         self.retries += 1
         self._route(flight, now)
@@ -112,6 +122,8 @@ class Recovery:
             return MODEL_PATIENCE_S
         if flight.query.attempt or heard is Reason.PEER_LOST:
             return ROUTE_PATIENCE_S
+        if flight.query.zone != GENERAL and heard in ON_THE_WAY:
+            return ROUTE_PATIENCE_S  # it was refused on the way, and ways change
         helpless = decision.reason in (Reason.NO_ROUTE, Reason.MODEL_NOT_FOUND)
         return ROUTE_PATIENCE_S if helpless and self._hopes(flight.query) else 0.0
 
@@ -131,10 +143,12 @@ class Recovery:
         return self._anew(flight, now)
 
     def refused(self, flight: Flight, peer: PeerId, now: float) -> None:
-        """`peer` has no room. The next one has, or all are busy, and busier if each of them is asked."""
+        """`peer` has no room. The next one has, or all are busy, and busier if each of them is asked. What is
+        sealed can be given to nobody else from here."""
         refusal = flight.refusal
         assert refusal is not None
-        if refusal.reason is Reason.OVERLOADED and not self.budget.spend(now):
+        bound = flight.query.sealed and refusal.reason not in ON_THE_WAY
+        if bound or (refusal.reason is Reason.OVERLOADED and not self.budget.spend(now)):
             self._flights.end_badly(flight, refusal.reason, refusal.detail, refusal.retry_after_s)
         else:
             self.elsewhere(flight, peer, now)
@@ -149,10 +163,12 @@ class Recovery:
         self.lost(flight, (peer,), now)
 
     def crashed(self, flight: Flight, peer: PeerId, server: PeerId, now: float) -> None:
-        """A model of `server` crashed over it, as `peer` says, to whom it was sent. The origin alone tries
-        another, and not for ever: it may be the query that kills them, and would travel on and on."""
+        """A model of `server` crashed over it (NOBODY: whether one did nobody knows), as `peer` says, to whom
+        it was sent. The origin alone tries another, and not for ever: it may be the query that kills them,
+        and would travel on and on."""
         assert flight.refusal is not None
-        self._breakers.failed(server, now)
+        if server != NOBODY:
+            self._breakers.failed(server, now)
         flight.crashes += 1
         if flight.upstream is not None or flight.crashes >= self._config.crashes_max:
             self._flights.end_badly(flight, Reason.ENGINE_FAILED, flight.refusal.detail)
@@ -162,10 +178,20 @@ class Recovery:
             self.elsewhere(flight, peer, now)
 
     def lost_piece(self, flight: Flight, peer: PeerId, now: float) -> None:
-        """What `peer` sent does not follow on what it sent before."""
-        self._breakers.failed(peer, now)
+        """What `peer` sent does not follow on what it sent before. Of a sealed answer its writer may be at
+        fault as well as any on the way: both are left out, and it is held against nobody."""
+        suspects = (peer,) if flight.executor in (NOBODY, peer) else (peer, flight.executor)
+        if len(suspects) == 1:
+            self._breakers.failed(peer, now)
         self._flights.release(flight)
-        self.lost(flight, (peer,), now, "a piece of the answer went missing")
+        self.lost(flight, suspects, now, "a piece of the answer went missing")
+
+    def forged(self, flight: Flight, peer: PeerId, now: float) -> None:
+        """`peer` brought an end that its writer did not sign. What of it was changed nobody can tell, and so
+        nobody can go on from it."""
+        self._breakers.failed(peer, now)
+        how = "this is not what the peer that answered signed: somebody on the way changed it, or made it up"
+        self._flights.end_badly(flight, Reason.FORGED, how)
 
     def lost(
         self, flight: Flight, dead: tuple[PeerId, ...], now: float, how: str = "the answering peer went away"
@@ -178,7 +204,8 @@ class Recovery:
             self._again(flight, dead, Reason.PEER_LOST, how, now)
             return
         excluded = flight.excluded_with(dead)
-        if flight.begun or len(excluded) > self._limits.excluded_max:
+        # Sealed it is known further on, in this attempt: the origin starts another.
+        if flight.begun or flight.query.sealed or len(excluded) > self._limits.excluded_max:
             self._flights.end_badly(flight, Reason.PEER_LOST, how, dead=dead)
             return
         flight.query, flight.placed = replace(flight.query, excluded=excluded), False

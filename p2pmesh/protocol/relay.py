@@ -15,21 +15,21 @@ from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason, Untrusted
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.events import Deliver, Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
-from p2pmesh.protocol.flight import Flight, Flights, Phase, brief
+from p2pmesh.protocol.flight import Flight, Phase, brief
+from p2pmesh.protocol.flights import Flights
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
+from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.protocol.recovery import Recovery
 from p2pmesh.protocol.routing import Decision, Kind, Scored
 from p2pmesh.protocol.sealing import CLOSED, Sealing
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
-from p2pmesh.record import GENERAL, NOBODY, PeerId
+from p2pmesh.record import NOBODY, PeerId
 
 _UNLINKED_MAX = 8
 """Peers chosen in a row to whom there is no room for a link, until a query is turned away. A guess."""
 _CALM_MAX = 8
 """Queries in flight up to which one is embedded before it is known whether anybody has time. A guess."""
-_ON_THE_WAY = frozenset({Reason.NO_ROUTE, Reason.VISITED, Reason.PEER_LOST})
-"""Refusals of a sealed query that those on the way make; all others are its executor's."""
 _FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
 """Refusals that every other peer would repeat."""
 
@@ -45,6 +45,7 @@ class Relay:
         local: Local,
         breakers: Breakers,
         sealing: Sealing,
+        receipts: Receipts,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
@@ -66,7 +67,7 @@ class Relay:
         self._can_embed = can_embed
         self._out = out
         self._breakers = breakers
-        self._sealing = sealing
+        self._sealing, self._receipts = sealing, receipts
         self._recovery = Recovery(me, config, self.flights, breakers, plan, hopes, self._route)
 
     @property
@@ -123,18 +124,19 @@ class Relay:
         if visited or (old is not None and old.query.attempt >= query.attempt):
             self.flights.refuse(peer, query, Reason.VISITED, "seen before")
             return
+        try:
+            query, cover = self._sealing.arrived(query)
+        except Untrusted:  # this peer has another key by now, or the origin lies
+            self.flights.refuse(peer, query, Reason.PEER_LOST, "it does not open here", dead=(self.me,))
+            return
         if old is not None:  # a newer attempt fences off the older
             self._stop_work(old)
             # Who forged it ends no answer: whoever still waits for the older one starts again.
             self.flights.end_badly(old, Reason.PEER_LOST, "a newer attempt came")
         if len(self.flights) >= self._config.flights_max:
             wait = max(1.0, self._local.remaining_s(now))
-            self.flights.refuse(peer, query, Reason.OVERLOADED, "too many queries are in flight here", wait)
-            return
-        try:
-            query, cover = self._sealing.arrived(query)
-        except Untrusted as exc:  # this peer has another key by now, or the origin lies
-            self.flights.refuse(peer, query, Reason.PEER_LOST, brief(str(exc)), dead=(self.me,))
+            reason = Reason.NO_ROUTE if query.sealed else Reason.OVERLOADED  # its executor may have room
+            self.flights.refuse(peer, query, reason, "too many queries are in flight here", wait)
             return
         # A path has a bound, and so has what is left of it, whatever the sender says.
         query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
@@ -167,7 +169,7 @@ class Relay:
         never came to its ears, and goes elsewhere. What it has all the same is lost like any."""
         for flight in self.flights:
             if flight.phase is Phase.OFFERED and flight.downstream == peer:
-                self._recovery.elsewhere(flight, peer, now)
+                self._recovery.unheard(flight, now)
         self.disconnected(peer, now)
 
     def dial_failed(self, peer: PeerId, now: float) -> None:
@@ -199,10 +201,11 @@ class Relay:
         if flight is None or (message.reason is Reason.VISITED and flight.phase is Phase.RELAYING):
             return  # what it has from us it has not from elsewhere: a frame came twice
         server = flight.path[-1].peer if flight.placed and flight.path else peer
-        if flight.executor != NOBODY and message.reason not in _ON_THE_WAY:
-            peer = server = flight.executor  # whoever passed its refusal on may pass the query on to another
+        if flight.executor != NOBODY:
+            # Whoever passed the refusal on may have made it up, and may pass the query on to another.
+            server, peer = flight.executor if peer == flight.executor else NOBODY, flight.executor
         flight.downstream, flight.placed, flight.refusal = None, False, message
-        if message.prompt_tokens:
+        if message.prompt_tokens and flight.cover is None:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
         if message.best == self.me and not flight.begun:
             flight.query = replace(flight.query, target=self.me, search=None)
@@ -216,9 +219,6 @@ class Relay:
             self._recovery.crashed(flight, peer, server, now)
         elif flight.begun or message.reason in _FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
-        elif flight.query.sealed and message.reason not in _ON_THE_WAY:
-            # There is nobody else whom it could be given to from here.
-            self.flights.end_badly(flight, message.reason, message.detail, message.retry_after_s)
         else:
             self._recovery.refused(flight, peer, now)
 
@@ -246,18 +246,19 @@ class Relay:
         except Untrusted:
             self._recovery.lost_piece(flight, peer, now)
             return
-        self._local.lengths.observed(flight.tokens)
+        if flight.upstream is None and not self._receipts.holds(flight.query, ended, flight.said.digest()):
+            self._recovery.forged(flight, peer, now)
+            return
+        if not flight.query.sealed:
+            self._local.lengths.observed(flight.tokens)
         for server in (peer, *(hop.peer for hop in flight.path[-1:])):
             self._breakers.served(server, now)
         self.flights.complete(flight, ended)
 
     def on_error(self, peer: PeerId, message: Error, now: float) -> None:
         """The answer broke downstream; where nothing of it has come through here, that is a refusal."""
-        self.on_refuse(
-            peer,
-            Refuse(message.query_id, message.attempt, message.reason, message.detail, dead=message.dead),
-            now,
-        )
+        ident, why = (message.query_id, message.attempt), (message.reason, message.detail)
+        self.on_refuse(peer, Refuse(*ident, *why, dead=message.dead), now)
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         """A link closed: what came from there is stopped, what went there is lost."""
@@ -290,7 +291,7 @@ class Relay:
         self._local.lengths.observed(event.usage.completion_tokens)
         self._breakers.served(self.me, now)
         ended = Ended(event.usage, event.finish_reason, job.model.name, job.model.digest, flight.path)
-        self.flights.complete(flight, ended)
+        self.flights.complete(flight, self._receipts.signed(flight.query, ended, flight.said.digest()))
 
     def failed(self, event: Failed, now: float) -> None:
         """Our model could not, or broke off."""
@@ -362,9 +363,10 @@ class Relay:
                 return self._serve(flight, decision.chosen, hop, now)
             if decision.kind is Kind.RETURN:
                 return self._give_back(flight, decision.chosen.peer, hop.why)
-            if self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search):
+            left = query.hops_left - 1
+            if (barred := self._offer(flight, decision.chosen, hop, left, now, decision.search)) is None:
                 return None
-            flight.tried = (*flight.tried, decision.chosen.next_hop)
+            flight.tried = (*flight.tried, barred)
         return self.flights.end_badly(flight, Reason.OVERLOADED, "no room for another link", 1.0)
 
     def _offer(
@@ -375,28 +377,26 @@ class Relay:
         hops_left: int,
         now: float,
         search: Search | None = None,
-    ) -> bool:
-        """Send it to `chosen`, to be served there; with a `search`, to go on from there. Returns False where
-        there is no room for a link to it."""
+    ) -> PeerId | None:
+        """Send it to `chosen`, to be served there; with a `search`, to go on from there. Returns past whom it
+        is to be tried anew, where there is no room for a link, or nothing can be sealed to its peer."""
         flight.downstream = chosen.next_hop
         target = chosen.peer if search is None else NOBODY
         onward = flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max)
-        flight.uncover()
-        if onward.zone != GENERAL:
-            try:
-                onward, flight.cover = self._sealing.wrap(onward, chosen.model)
-            except (LocalProtocolError, Untrusted) as exc:
-                flight.refusal = Refuse(*flight.ident, Reason.TOO_LONG, brief(str(exc)))
-                flight.downstream = None
-                return False
-            flight.executor, flight.hop = target, hop
-        flight.onward = Forward(onward)
+        try:
+            flight.onward = Forward(flight.seal(self._sealing, onward, chosen.model, hop))
+        except Untrusted:
+            flight.downstream = None
+            return target
+        except LocalProtocolError as exc:
+            self.flights.end_badly(flight, Reason.TOO_LONG, brief(str(exc)))
+            return None
         leads = (search or flight.query.search or Search()).leads
         addresses = next((lead.addresses for lead in leads if lead.peer == chosen.next_hop), ())
         linked = self._reach(chosen.next_hop, addresses)
         if linked is None:
             flight.downstream = flight.onward = None
-            return False
+            return chosen.next_hop
         if search is None:
             self._sent(chosen, now)
             self._breakers.sent(chosen.peer, now)
@@ -405,7 +405,7 @@ class Relay:
         else:
             flight.phase, flight.silent_at = Phase.DIALLING, now + self._config.dial_patience_s
             self.flights.watch(flight)
-        return True
+        return None
 
     def _send_onward(self, flight: Flight, peer: PeerId, now: float) -> None:
         assert flight.onward is not None, "a flight that was offered has something to send"
@@ -427,10 +427,11 @@ class Relay:
         flight = self.flights.get(query_id)
         assert flight is not None, "what waits here has a flight"
         self._local.finished(query_id)
-        flight.query = replace(flight.query, budget_s=max(0.0, flight.deadline - now))
-        flight.placed = False
-        if not self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now):
-            self._recovery.elsewhere(flight, chosen.peer, now)
+        budget_s = max(0.0, flight.deadline - now)
+        flight.placed, flight.query = False, replace(flight.query, budget_s=budget_s)
+        barred = self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now)
+        if barred is not None:
+            self._recovery.elsewhere(flight, barred, now)
 
     def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None

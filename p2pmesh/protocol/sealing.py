@@ -16,7 +16,7 @@ from p2pmesh.config import Limits
 from p2pmesh.errors import LocalProtocolError, RemoteProtocolError, Untrusted
 from p2pmesh.protocol.codec import Codec, sealed_bytes_max
 from p2pmesh.protocol.messages import Copy, End, Forward
-from p2pmesh.query import AUTO, Chunk, Ended, Hop, Options, Query, Usage
+from p2pmesh.query import AUTO, Chunk, Ended, Hop, Options, Query, Resume, Usage
 from p2pmesh.record import GENERAL, PeerId
 
 LOOK_S = 60.0
@@ -121,7 +121,8 @@ class Sealing:
         Raises LocalProtocolError where it is too long for a frame once it is sealed, and Untrusted where the
         target has published no key.
         """
-        inside = replace(query, model=model, vector=None, space="", search=None, path=(), excluded=())
+        slim = {"vector": None, "space": "", "prompt_tokens": 0, "search": None, "path": (), "excluded": ()}
+        inside = replace(query, model=model, **slim)  # type: ignore[arg-type]
         data = self._codec.encode(Forward(inside))
         sealed, cipher = self._sealer.seal(data, _context(query), self._key_of(query.target))
         most = sealed_bytes_max(self._limits)
@@ -130,7 +131,7 @@ class Sealing:
         outside = replace(
             query,
             messages=(),
-            options=Options(max_tokens=self._limits.max_tokens_max),
+            options=Options(max_tokens=1),
             model=AUTO,
             zone=GENERAL,
             vector=None,
@@ -139,6 +140,7 @@ class Sealing:
             path=veiled(query.path),
             accepted=None,
             search=None,
+            resume=Resume.ANY,
             sealed=sealed,
         )
         return outside, Cover(self._codec, cipher)
@@ -150,6 +152,8 @@ class Sealing:
         Raises Untrusted where the origin it names did not seal it, to a key this peer has; and for one of a
         zone that was not sealed.
         """
+        if query.sealed and [hop.peer for hop in query.path[:1]] != [query.origin]:
+            raise Untrusted("a sealed query whose way does not begin where it was asked")
         if query.sealed and query.target == self._me:
             return self._unwrap(query)
         if query.zone != GENERAL:

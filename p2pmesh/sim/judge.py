@@ -167,7 +167,9 @@ class Judge:
                 self._forwarded(ident, effect.peer, effect.message.query)
             if isinstance(effect, e.Send):
                 self._told(ident, effect.peer, effect.message)
-        if isinstance(event, e.Received) and isinstance(event.message, m.Forward):
+        if not isinstance(event, e.Received) or event.peer not in machine.membership.links:
+            return  # what was said before the link closed comes to nobody's ears
+        if isinstance(event.message, m.Forward):
             self._arrived(ident, event.peer, event.message.query, effects)
 
     def _forwarded(self, ident: PeerId, target: PeerId, query: Query) -> None:
@@ -301,8 +303,8 @@ def _tells(message: m.PeerMessage) -> tuple[QueryId, str]:
             return chunk.query_id, "a piece of the answer" if chunk.tokens or chunk.text else ""
         case m.End(query_id=query_id, ended=ended) | m.Settle(query_id=query_id, ended=Ended() as ended):
             return query_id, "the end" if ended.model or ended.usage != Usage() else _reasons(ended.path)
-        case m.Accept(query_id=query_id, path=path, digest=digest):
-            return query_id, "the model" if digest else _reasons(path)
+        case m.Accept(query_id=query_id, path=path, digest=digest, eta_s=eta_s):
+            return query_id, "the model" if digest else "how long it takes" if eta_s else _reasons(path)
         case m.Refuse(query_id=query_id, prompt_tokens=count):
             return query_id, "the prompt's length" if count else ""
         case _:

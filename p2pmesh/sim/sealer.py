@@ -38,6 +38,7 @@ class SimSealer:
     """A stand-in for a peer's sealing keys: as secret as the simulated peers are honest."""
 
     def __init__(self, me: PeerId) -> None:
+        self._me = me.encode()
         self._key = hashlib.blake2b(me.encode(), digest_size=SEAL_KEY_BYTES).digest()
 
     def key(self) -> bytes:
@@ -46,12 +47,15 @@ class SimSealer:
 
     def seal(self, data: bytes, context: bytes, key: bytes) -> tuple[bytes, SimCipher]:
         """Return `data` as only the owner of `key` opens it."""
-        return SimCipher(key + context).close(0, False, data), SimCipher(context + key)
+        said = len(self._me).to_bytes(1, "big") + self._me + data
+        return SimCipher(key + context).close(0, False, said), SimCipher(context + key)
 
     def open(self, sealed: bytes, context: bytes, origin: PeerId) -> tuple[bytes, SimCipher]:
         """Return what `seal` sealed to this peer. Raises Untrusted."""
         opened = SimCipher(self._key + context).open(0, False, sealed)
-        return opened, SimCipher(context + self._key)
+        if opened[1 : 1 + opened[0]] != origin.encode():
+            raise Untrusted("sealed by somebody else than it says")
+        return opened[1 + opened[0] :], SimCipher(context + self._key)
 
 
 def sim_keys(me: PeerId) -> tuple[SimSigner, SimSealer]:

@@ -428,6 +428,7 @@ async def test_a_stream_that_another_peer_ends_says_so_at_its_end():
             told = events(replies[0].text)[:-1]
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in told) == f"echo: {words}"
     ways = [event["p2pmesh"]["path"][-1]["name"] for event in told if "p2pmesh" in event]
+    assert "receipt" in told[-1]["p2pmesh"] or "receipt" in told[-2]["p2pmesh"]
     assert ways == (["a", "b"] if first is peers[1] else ["b", "a"])
 
 

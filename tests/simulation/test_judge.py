@@ -186,6 +186,7 @@ OUTSIDE = replace(SECRET, messages=(), zone=GENERAL, sealed=b"?", path=CLOSED_WH
         (m.End(SECRET.id, 0, 1, replace(END, usage=Usage(), model="", path=WHY)), "why"),
         (m.Accept(SECRET.id, 0, True, 0.0, CLOSED_WHY, "00" * 32), "the model"),
         (m.Accept(SECRET.id, 0, True, 0.0, WHY), "why"),
+        (m.Accept(SECRET.id, 0, True, 0.5, CLOSED_WHY), "how long it takes"),
         (m.Refuse(SECRET.id, 0, Reason.TOO_LONG, prompt_tokens=9), "the prompt's length"),
         (m.Keep(SECRET), "the prompt"),
         (m.Copy(PIECE), "a piece"),
@@ -230,8 +231,12 @@ def test_an_answer_by_one_outside_the_zone_fails(judge: Judge) -> None:
 
 
 def test_an_attempt_taken_twice_fails_and_one_refused_is_not_taken(judge: Judge) -> None:
-    idle, came = Bench().machine, e.Received(ME, passing(ME))
+    bench, came = Bench(), e.Received(ME, passing(ME))
+    idle = bench.machine
     no = e.Send(ME, m.Refuse(Q.id, 0, Reason.VISITED))
+    for _ in range(2):  # before there is a link it comes to nobody's ears
+        judge.handled(A, idle, came, [])
+    bench.link(ME)
     judge.handled(A, idle, came, [no])
     judge.handled(A, idle, came, [])
     judge.handled(A, idle, came, [no])

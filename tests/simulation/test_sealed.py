@@ -105,12 +105,17 @@ def test_an_executor_that_came_back_with_another_key_is_asked_anew() -> None:
     assert asking.served_by == world.peer(2)
 
 
-def test_what_waits_sealed_at_a_loaded_peer_is_not_taken_by_an_idle_one() -> None:
-    world = row(ASKER, Spec(zones=RED, slots=1), Spec(zones=RED, slots=1), links=[(0, 1), (1, 2)])
+def test_a_relay_that_lost_one_executor_is_the_way_to_the_next() -> None:
+    """p0 - p1 - p2 and p3: whom it was sealed to is killed before its first token."""
+    world = row(ASKER, ASKER, Spec(zones=RED), Spec(zones=RED), links=[(0, 1), (1, 2), (1, 3)])
     world.run(8.0)
-    world.cut = None  # nothing is cut: p0 does not know of p2's load, and sends what it can to p1
-    askings = [world.ask(world.peer(0), tokens=40, zone="red") for _ in range(6)]
-    world.run(40.0)
-    assert all(asking.ended is not None for asking in askings)
-    for asking in askings:
-        assert len({hop.peer for hop in asking.path}) == len(asking.path)
+    asking = world.ask(world.peer(0), tokens=100, zone="red")
+    world.run(0.007)  # it is embedded by then, and on its way
+    flight = world.nodes[world.peer(0)].machine.relay.flights.get(asking.query.id)
+    assert flight is not None
+    assert not asking.chunks
+    first = flight.executor
+    world.crash(first)
+    world.run(15.0)
+    assert asking.ended is not None, asking.detail
+    assert asking.served_by not in (None, first)

@@ -146,7 +146,8 @@ def test_where_no_peer_is_the_exit_code_is_3(peer: Peer, tmp_path: Path):
 
 
 def test_an_answer_is_printed_as_it_comes_and_its_way_made_harmless(peer: Peer):
-    peer.says(event(**WAY), event("one "), event("two"), event(usage={"total_tokens": 3}))
+    end = event(p2pmesh={**WAY["p2pmesh"], "receipt": {"said": "00"}})
+    peer.says(event(**WAY), event("one "), event("two"), end, event(usage={"total_tokens": 3}))
     shown = run("ask", "a", "b", "--route", "--model", "m", "--temperature", "0", "--url", peer.url)
     assert (shown.stdout, shown.stderr) == ("one two\n", "answered by ada > bücher\ufffd[2J\n")
     asked = json.loads(peer.asked)
@@ -159,6 +160,7 @@ def test_an_answer_is_printed_as_it_comes_and_its_way_made_harmless(peer: Peer):
         "path": ["ada", "bücher\x1b[2J"],
         "model": "m",
         "usage": {"total_tokens": 3},
+        "receipt": {"said": "00"},
     }
 
 

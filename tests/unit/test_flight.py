@@ -11,7 +11,8 @@ from p2pmesh.config import Config, Limits, Relay
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.flight import Flight, Flights, Phase, verdict
+from p2pmesh.protocol.flight import Flight, Phase
+from p2pmesh.protocol.flights import Flights, verdict
 from p2pmesh.protocol.routing import Decision, Kind
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Usage
 from p2pmesh.record import PeerId

@@ -12,7 +12,7 @@ from p2pmesh.protocol.experience import Report, Row
 from p2pmesh.protocol.ratings import ANSWERED_MAX, TELL_INTERVAL_S
 from p2pmesh.query import Ended, Hop, QueryId, Usage
 from p2pmesh.record import GENERAL, Capability, PeerId, Skill, Version
-from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, query, sent, signed
+from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, query, receipted, sent, signed
 
 SKILLED = Capability(skills=(Skill(GENERAL, None, 0.8),), models=(MODEL,))
 
@@ -32,7 +32,7 @@ def answered(asker: Bench, number: int = 1, by: PeerId = A) -> QueryId:
     forward = sent(asker.ask(replace(asked, excluded=excluded)), m.Forward, by)
     assert forward
     ended = Ended(Usage(1, 0), "stop", MODEL.name, MODEL.digest, (Hop(ME, "", ""), Hop(by, "", "")))
-    asker.say(by, m.End(asked.id, 0, 0, ended))
+    asker.say(by, m.End(asked.id, 0, 0, receipted(asked, ended, "")))
     return asked.id
 
 

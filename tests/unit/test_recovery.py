@@ -14,7 +14,7 @@ from p2pmesh.protocol.messages import Line
 from p2pmesh.protocol.recovery import MODEL_PATIENCE_S, RETRY_SHARE, ROUTE_PATIENCE_S, RetryBudget
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Usage
 from p2pmesh.record import PeerId, Version
-from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent, signed
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, receipted, sent, signed
 
 SLOW = replace(MODEL, decode_tps=1.0)
 """Nobody sends it a query that the other can take."""
@@ -50,7 +50,8 @@ class Asker(Bench):
         path = (*asked.path, Hop(self.machine.me, "me", ""), Hop(peer, "it", ""))
         self.say(peer, m.Accept(asked.id, 0, True, 0.1, path, MODEL.digest))
         self.say(peer, m.Tokens(Chunk(asked.id, 0, 0, (1,), "one")))
-        return self.say(peer, m.End(asked.id, 0, 1, Ended(Usage(1, 1), "stop", "small", MODEL.digest, path)))
+        ended = Ended(Usage(1, 1), "stop", "small", MODEL.digest, path)
+        return self.say(peer, m.End(asked.id, 0, 1, receipted(asked, ended, "one")))
 
     def fails_at_a(self, times: int) -> None:
         """`A` fails fast, so often; `B` serves each."""

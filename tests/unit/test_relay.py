@@ -12,8 +12,9 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, QueryId, Resume, TokenLogprobs, Usage
 from p2pmesh.record import Capability, PeerId
+from p2pmesh.sim.signer import SimSigner
 from p2pmesh.sim.world import World
-from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, receipted, sent
 
 ID = query().id
 
@@ -24,6 +25,13 @@ def chunk(index: int, attempt: int = 0) -> m.Tokens:
 
 def end(chunks: int, attempt: int = 0) -> m.End:
     return m.End(ID, attempt, chunks, Ended(Usage(1, chunks), "stop", "small", "00" * 32))
+
+
+def signed_end(chunks: int, by: PeerId, attempt: int = 0, **changes: object) -> m.End:
+    """The end of an answer to what was asked here, with the receipt of who gave it; then changed."""
+    whole = replace(end(chunks).ended, path=(Hop(ME, "me", ""), Hop(by, "it", "")))
+    asked, text = query(origin=ME, attempt=attempt), "".join(f"{index} " for index in range(chunks))
+    return m.End(ID, attempt, chunks, replace(receipted(asked, whole, text), **changes))  # type: ignore[arg-type]
 
 
 def refuse(reason: Reason, attempt: int = 0, **more: object) -> m.Refuse:
@@ -274,7 +282,7 @@ def test_after_a_lost_link_the_next_peer_goes_on_without_a_gap() -> None:
     assert forward.query.accepted == Accepted((0,), "0 ", 1, "d1")
     assert not of(bench.say(second, chunk(0, attempt=1)), e.Deliver)  # the asker has it
     assert of(bench.say(second, chunk(1, attempt=1)), e.Deliver)
-    assert of(bench.say(second, end(2, attempt=1)), e.Deliver)
+    assert of(bench.say(second, signed_end(2, second, attempt=1)), e.Deliver)
 
 
 def test_where_nobody_can_go_on_the_asker_hears_why_the_answer_stopped() -> None:
@@ -373,7 +381,8 @@ def test_a_peer_cannot_name_more_dead_than_a_query_can_carry() -> None:
 def test_a_repeated_chunk_is_dropped_and_the_end_delivered_once() -> None:
     bench = asker(A)
     bench.ask()
-    items = [of(bench.say(A, msg), e.Deliver) for msg in (chunk(0), chunk(0), chunk(1), end(2), end(2))]
+    ends = signed_end(2, A)
+    items = [of(bench.say(A, msg), e.Deliver) for msg in (chunk(0), chunk(0), chunk(1), ends, ends)]
     assert [len(found) for found in items] == [1, 0, 1, 1, 0]
 
 
@@ -386,6 +395,63 @@ def test_a_gap_in_the_stream_cancels_below_and_another_goes_on_from_before_it() 
     second, forward = forwarded(effects)
     assert second != first
     assert forward.query.accepted == Accepted((0,), "0 ", 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"receipt": None},
+        {"model": "large"},
+        {"digest": "11" * 32},
+        {"finish_reason": "length"},
+        {"usage": Usage(1, 3)},
+        {"path": (Hop(ME, "me", ""), Hop(B, "b", ""))},
+        {"path": ()},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_end_that_its_writer_did_not_sign_is_told_and_not_gone_on_from(changes: dict[str, object]) -> None:
+    bench = asker(A, B)
+    first, _ = forwarded(bench.ask())
+    bench.say(first, chunk(0))
+    effects = bench.say(first, signed_end(1, first, **changes))
+    assert failed(effects).reason is Reason.FORGED
+    assert not sent(effects, m.Forward)
+    assert not of(effects, e.Deliver)
+
+
+@pytest.mark.parametrize(("index", "text"), [(0, "0!"), (1, "1")], ids=["changed", "longer"])
+def test_a_piece_that_was_changed_on_the_way_is_noticed_at_the_end(index: int, text: str) -> None:
+    bench = asker(A)
+    bench.ask()
+    for at in range(2):
+        said = Chunk(ID, 0, at, (at,), text if at == index else f"{at} ")
+        bench.say(A, m.Tokens(said))
+    assert failed(bench.say(A, signed_end(2, A))).reason is Reason.FORGED
+
+
+def test_a_receipt_of_another_question_is_none() -> None:
+    bench = asker(A)
+    bench.ask(query(origin=ME, text="another question"))
+    bench.say(A, chunk(0))
+    assert failed(bench.say(A, signed_end(1, A))).reason is Reason.FORGED
+
+
+def test_what_this_peer_answers_it_signs() -> None:
+    bench = Bench()
+    bench.link(A)
+    asked = query(path=(Hop(A, "a", "to me"),))
+    bench.say(A, m.Forward(asked))
+    bench.handle(e.Generated(ID, 0, (1,), "x"))
+    bench.handle(e.Generated(ID, 0, (2,), "y"))
+    [whole] = sent(bench.handle(e.Finished(ID, 0, Usage(1, 2), "stop")), m.End, A)
+    receipt = whole.ended.receipt
+    assert receipt is not None
+    assert (receipt.executor, receipt.model, receipt.completion_tokens) == (ME, MODEL.name, 2)
+    assert receipt.tells("xy")
+    assert not receipt.tells("x")
+    assert SimSigner(ME).verify(ME, receipt.body(), receipt.signature)
+    assert whole.ended == receipted(asked, replace(whole.ended, receipt=None), "xy")
 
 
 def test_a_lost_last_chunk_is_noticed_at_the_end() -> None:

@@ -123,5 +123,18 @@ def test_what_was_offered_to_a_peer_that_had_no_room_goes_elsewhere_in_the_same_
     bench.link(A, B)
     [first] = {e_.peer for e_ in of(bench.ask(ASKED), e.Send) if isinstance(e_.message, m.Forward)}
     [forward] = sent(bench.say(first, m.Part()), m.Forward)
-    assert (forward.query.attempt, forward.query.excluded) == (0, (first,))
+    assert (forward.query.attempt, forward.query.excluded) == (0, ())
     assert not of(bench.handle(e.Disconnected(first)), e.Fail)
+
+
+def test_who_had_no_room_and_alone_can_serve_it_is_asked_by_another_way() -> None:
+    """It had none for this link: that is no refusal, and a neighbour of both has a way."""
+    bench = Bench(UNABLE)
+    bench.link(B)
+    bench.link(A, capability=UNABLE)
+    record = signed(B)
+    bench.say(A, m.Announce((m.Line(B, record.record.version, 1),)))
+    [first] = sent(bench.ask(ASKED), m.Forward, B)
+    assert first.query.target == B
+    [again] = sent(bench.say(B, m.Part()), m.Forward, A)
+    assert again.query.target == B

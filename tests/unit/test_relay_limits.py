@@ -9,7 +9,7 @@ from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.query import Chunk, Ended, Hop, Options, Usage
-from tests.machines import ME, UNABLE, A, B, Bench, C, of, query, sent
+from tests.machines import ME, UNABLE, A, B, Bench, C, of, query, receipted, sent
 from tests.unit.test_relay import ID, asker, chunk, failed, forwarded, refuse
 
 
@@ -73,7 +73,9 @@ def test_how_long_answers_are_is_learned_from_all_that_pass_and_all_that_are_wri
         ident = query(number).id
         through.ask(query(number, origin=ME, options=asked.options))
         through.say(A, m.Tokens(Chunk(ident, 0, 0, (1,) * 1_000, "x")))
-        through.say(A, m.End(ident, 0, 1, Ended(Usage(1, 1_000), "stop", "small", "", (Hop(A, "a", ""),))))
+        ended = Ended(Usage(1, 1_000), "stop", "small", "", (Hop(A, "a", ""),))
+        put = query(number, origin=ME, options=asked.options)
+        through.say(A, m.End(ident, 0, 1, receipted(put, ended, "x")))
         here.ask(query(number, origin=ME, options=asked.options))
         here.handle(e.Finished(ident, 0, Usage(1, 1_000), "stop"))
     for on in (through, here):

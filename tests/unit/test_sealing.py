@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from p2pmesh.config import Config, Limits
+from p2pmesh.config import Config, Limits, Relay
 from p2pmesh.errors import LocalProtocolError, Reason, RemoteProtocolError, Untrusted
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.sealing import CLOSED, LOOK_S, Cover, Sealing
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Query, Search, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Options, Query, Search, Usage
 from p2pmesh.record import GENERAL, Capability, PeerId
 from p2pmesh.sim.sealer import SimSealer
-from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent
+from p2pmesh.sim.signer import SimSigner
+from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, of, query, receipted, sent, signed
 
 ID = query().id
 RED = Capability(models=(MODEL,), zones=(GENERAL, "red"))
@@ -31,7 +34,8 @@ def part(me: PeerId, limits: Limits | None = None) -> Sealing:
 
 
 def asked(**changes: object) -> Query:
-    return query(origin=A, text=CANARY, zone="red", **{"target": B, **changes})  # type: ignore[arg-type]
+    way = {"target": B, "path": (Hop(A, "a", "law"),)}
+    return query(origin=A, text=CANARY, zone="red", **{**way, **changes})  # type: ignore[arg-type]
 
 
 def arrive(sealed: Query, at: PeerId = B) -> tuple[Query, Cover]:
@@ -220,6 +224,7 @@ def test_a_sealed_answer_reaches_the_asker_whole() -> None:
     assert accepted is not None
     assert (accepted.digest, accepted.text) == ("00" * 32, "secret")
     ended = Ended(Usage(1, 1), "stop", "small", "00" * 32, path)
+    ended = receipted(query(origin=ME, text=CANARY, zone="red"), ended, "secret")
     [whole] = of(bench.say(A, cover.close_end(m.End(ID, 0, 1, ended))), e.Deliver)
     assert isinstance(whole.item, Ended)
     assert (whole.item.model, whole.item.usage) == ("small", Usage(1, 1))
@@ -259,8 +264,6 @@ def test_a_refusal_that_a_relay_passes_on_is_the_executors() -> None:
     bench.link(C)
     lines = []
     for peer in (A, B):
-        from tests.machines import signed
-
         record = signed(peer, capability=RED)
         lines.append(m.Line(peer, record.record.version, 1))
         bench.say(C, m.Announce((lines[-1],)))
@@ -271,6 +274,73 @@ def test_a_refusal_that_a_relay_passes_on_is_the_executors() -> None:
     assert [f.query.target for f in again] == [B if first.query.target == A else A]
     fails = of(bench.say(C, m.Refuse(ID, 0, Reason.OVERLOADED, "", 1.0)), e.Fail)
     assert [fail.reason for fail in fails] == [Reason.OVERLOADED]
+
+
+def far(*executors: PeerId, keys: dict[PeerId, bytes] | None = None) -> tuple[Bench, list[e.Effect]]:
+    """A bench that knows `executors` by way of C alone, and has asked."""
+    bench = Bench(UNABLE)
+    bench.link(C)
+    for peer in executors:
+        record = signed(peer, capability=RED)
+        if keys and peer in keys:
+            changed = replace(record.record, seal_key=keys[peer])
+            body = bench.machine.codec.encode_record(changed)
+            record = replace(record, record=changed, body=body, signature=SimSigner(peer).sign(body))
+        bench.say(C, m.Announce((m.Line(peer, record.record.version, 1),)))
+        bench.say(C, m.Records((record,)))
+    return bench, bench.ask(query(origin=ME, text=CANARY, zone="red"))
+
+
+@pytest.mark.parametrize("reason", [Reason.NO_ROUTE, Reason.VISITED, Reason.OVERLOADED, Reason.ENGINE_FAILED])
+def test_after_any_refusal_the_next_executor_is_asked_by_the_same_way(reason: Reason) -> None:
+    bench, effects = far(A, B)
+    [first] = sent(effects, m.Forward, C)
+    [second] = sent(bench.say(C, m.Refuse(ID, 0, reason, prompt_tokens=2**31 - 1)), m.Forward, C)
+    assert {first.query.target, second.query.target} == {A, B}
+    for peer in (A, B, C):
+        assert bench.machine._breakers.success(peer, bench.now) == 1.0, "nobody knows who refused it"
+
+
+def test_where_the_way_was_lost_it_is_looked_for_again_under_the_next_attempt() -> None:
+    bench, effects = far(A)
+    assert sent(effects, m.Forward, C)
+    assert not of(bench.say(C, m.Refuse(ID, 0, Reason.NO_ROUTE)), e.Fail)
+    [again] = sent(bench.wait(0.3), m.Forward, C)
+    assert (again.query.target, again.query.attempt) == (A, 1)
+
+
+def test_of_one_that_brought_junk_and_one_that_may_have_written_it_neither_is_asked_again() -> None:
+    bench, effects = far(A, B)
+    [first] = sent(effects, m.Forward, C)
+    effects = bench.say(C, m.Tokens(Chunk(ID, 0, 0, (), "", (), b"junk")))
+    flight = bench.machine.relay.flights.get(ID)
+    assert flight is not None
+    assert set(flight.query.excluded) == {C, first.query.target}
+    assert bench.machine._breakers.success(C, bench.now) == 1.0
+
+
+def test_one_that_published_no_key_to_seal_to_is_passed_over_and_not_its_neighbour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = b"\0" * 32
+    seal = SimSealer.seal
+
+    def refusing(self: SimSealer, data: bytes, context: bytes, key: bytes) -> Any:
+        if key == bad:
+            raise Untrusted("no key")
+        return seal(self, data, context, key)
+
+    monkeypatch.setattr(SimSealer, "seal", refusing)
+    _, effects = far(A, B, keys={A: bad})
+    assert [f.query.target for f in sent(effects, m.Forward, C)] == [B]
+    bench, effects = far(A, keys={A: bad})
+    assert [f.reason for f in of(effects + bench.wait(2.0), e.Fail)] == [Reason.NO_ROUTE]
+
+
+def test_one_too_long_once_it_is_sealed_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pmesh.protocol.sealing.sealed_bytes_max", lambda limits: 10)
+    _, effects = far(A, B)
+    assert [f.reason for f in of(effects, e.Fail)] == [Reason.TOO_LONG]
 
 
 # -- the executor -------------------------------------------------------------------------------------
@@ -350,6 +420,64 @@ def test_played_back_it_is_answered_once(over: bool) -> None:
     assert refused.reason is Reason.VISITED
 
 
+def test_how_long_the_prompt_is_its_origin_keeps_for_itself() -> None:
+    """The origin's own engine told it, and the executor has no room."""
+    bench = Bench(replace(RED, models=(replace(MODEL, slots=0),)))
+    bench.link(A, capability=RED)
+    outside, _ = part(A).wrap(asked(target=ME, prompt_tokens=21), "small")
+    [refused] = sent(bench.say(A, m.Forward(outside)), m.Refuse, A)
+    assert (refused.prompt_tokens, refused.detail) == (0, "")
+    assert refused.reason is Reason.NO_ROUTE, "no model crashed over it"
+
+
+def test_a_full_executor_says_in_steps_when_to_ask_again() -> None:
+    bench = Bench(RED, Config(relay=Relay(waiting_max=1)))
+    bench.link(A, capability=RED)
+    for number in range(MODEL.slots + 2):
+        outside, _ = part(A).wrap(asked(id=query(number).id, target=ME), "small")
+        effects = bench.say(A, m.Forward(outside))
+        assert all(accept.eta_s == 0.0 for accept in sent(effects, m.Accept))
+    [refused] = sent(effects, m.Refuse, A)
+    assert refused.reason is Reason.OVERLOADED
+    assert math.log2(refused.retry_after_s).is_integer()
+
+
+def test_junk_in_a_later_attempts_name_ends_no_answer() -> None:
+    bench, cover = executor()
+    junk = replace(part(A).wrap(asked(target=ME), "small")[0], attempt=9, sealed=b"junk" * 99)
+    effects = bench.say(B, m.Forward(junk))
+    assert [r.reason for r in sent(effects, m.Refuse, B)] == [Reason.PEER_LOST]
+    assert not of(effects, e.Abort)
+    [piece] = sent(bench.handle(e.Generated(ID, 0, (7,), "x")), m.Tokens, A)
+    assert cover.open_chunk(piece.chunk)[0].text == "x"
+
+
+def test_what_waits_sealed_is_not_handed_to_an_idle_peer() -> None:
+    """The same in the general zone is: the peer that asks would serve it far sooner."""
+    for zone, handed in ((GENERAL, 1), ("red", 0)):
+        bench = Bench(RED)
+        bench.link(A, B, capability=RED)
+        for number in range(MODEL.slots + 3):
+            plain = query(number, origin=A, target=ME, path=(Hop(A, "a", ""),), zone=zone)
+            if zone != GENERAL:
+                plain, _ = part(A).wrap(plain, "small")
+            bench.say(A, m.Forward(plain))
+        assert len(sent(bench.say(B, m.Steal()), m.Forward, B)) == handed, zone
+
+
+def test_who_goes_gives_back_what_waits_sealed_and_would_not_be_begun_in_time() -> None:
+    slow = replace(RED, models=(replace(MODEL, slots=1, decode_tps=10.0),))
+    bench = Bench(slow, Config(relay=Relay(drain_s=5.0)))
+    bench.link(A, capability=RED)
+    for number in range(4):
+        long = asked(id=query(number).id, target=ME, options=Options(max_tokens=100))
+        bench.say(A, m.Forward(part(A).wrap(long, "small")[0]))
+    effects = bench.handle(e.Drained())
+    given_back = sent(effects, m.Refuse, A)
+    assert {r.reason for r in given_back} == {Reason.OVERLOADED}
+    assert [r.query_id for r in given_back] == [query(n).id for n in (1, 2, 3)]
+
+
 # -- those between ------------------------------------------------------------------------------------
 
 
@@ -359,7 +487,6 @@ def between() -> tuple[Bench, Query, Cover]:
     bench.link(A, B, C, capability=RED)
     outside, _ = part(A).wrap(asked(path=(Hop(A, "a", "law"),)), "small")
     [(forward)] = sent(bench.say(A, m.Forward(outside)), m.Forward)
-    assert sent([], m.Forward) == []
     assert forward.query.sealed == outside.sealed
     assert forward.query.path == (Hop(A, "a", CLOSED), Hop(ME, "peer me", CLOSED))
     _, theirs = part(B).arrived(forward.query)
@@ -389,6 +516,59 @@ def test_when_the_executor_is_lost_its_origin_is_told_who() -> None:
     assert not sent(effects, m.Forward)
     [refused] = sent(effects, m.Refuse, A)
     assert (refused.reason, refused.dead) == (Reason.PEER_LOST, (B,))
+
+
+def test_a_full_relay_says_that_there_is_no_way_through_it() -> None:
+    bench = Bench(config=Config(relay=Relay(flights_max=1)))
+    bench.link(A, B, capability=RED)
+    bench.say(A, m.Forward(query(9, path=(Hop(A, "a", ""),))))
+    outside, _ = part(A).wrap(asked(), "small")
+    assert [r.reason for r in sent(bench.say(A, m.Forward(outside)), m.Refuse, A)] == [Reason.NO_ROUTE]
+
+
+def test_a_way_that_does_not_begin_with_its_origin_is_none() -> None:
+    outside, _ = part(A).wrap(asked(), "small")
+    for path in ((), (Hop(C, "c", CLOSED),)):
+        [refused] = sent(linked().say(A, m.Forward(replace(outside, path=path))), m.Refuse, A)
+        assert refused.reason is Reason.PEER_LOST
+
+
+def linked() -> Bench:
+    bench = Bench()
+    bench.link(A, B, C, capability=RED)
+    return bench
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        m.Tokens(Chunk(ID, 0, 5, (7,), "open")),
+        m.Tokens(Chunk(ID, 0, 5, (), "")),
+        m.End(ID, 0, 5, Ended(Usage(1, 1), "stop", "small", "00" * 32)),
+    ],
+    ids=["a piece", "an empty piece", "an end"],
+)
+def test_what_comes_open_for_a_sealed_query_is_no_answer(said: m.PeerMessage) -> None:
+    bench, _, _ = between()
+    effects = bench.say(B, said)
+    assert not sent(effects, m.Tokens) + sent(effects, m.End)
+    assert [r.reason for r in sent(effects, m.Refuse, A)] == [Reason.PEER_LOST]
+
+
+def test_what_comes_sealed_for_an_open_query_is_no_answer() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A)
+    bench.ask()
+    effects = bench.say(A, m.Tokens(Chunk(ID, 0, 0, (), "", (), b"sealed")))
+    assert not of(effects, e.Deliver)
+
+
+def test_how_many_pieces_a_sealed_answer_has_teaches_nothing_of_lengths() -> None:
+    bench, _, theirs = between()
+    before = bench.machine._local.lengths.mean
+    bench.say(B, m.Tokens(theirs.close_chunk(Chunk(ID, 0, 0, (7,), "x"), "00" * 32)))
+    bench.say(B, theirs.close_end(m.End(ID, 0, 1, Ended(Usage(1, 1), "stop", "small", "00" * 32))))
+    assert bench.machine._local.lengths.mean == before
 
 
 def test_an_answer_of_too_many_pieces_ends() -> None:

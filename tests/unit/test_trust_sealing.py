@@ -162,11 +162,16 @@ def test_a_key_lasts_a_day_and_an_hour_and_is_then_forgotten(mail: Mail) -> None
         mail.open(sealed)
 
 
-def test_a_clock_that_is_set_back_makes_a_new_key_and_raises_nothing(mail: Mail) -> None:
+def test_a_clock_that_is_set_back_makes_a_new_key_and_the_old_one_serves_still(mail: Mail) -> None:
+    sealed = mail.seal()[0]
     first = mail.executor.key()
+    mail.clock.now -= EARLY_S
+    second = mail.executor.key()
+    assert second != first
+    assert mail.open(sealed)[0] == b"secret"
     mail.clock.now -= 3 * KEY_S
-    assert mail.executor.key() != first
-    assert len(mail.executor._keys) == 1
+    assert mail.executor.key() != second
+    assert len(mail.executor._keys) == 2
 
 
 @pytest.mark.parametrize(

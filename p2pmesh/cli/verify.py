@@ -1,0 +1,66 @@
+"""`p2pmesh verify`: who said this? Needs no peer and no network: a peer's id holds its key.
+
+Knows receipts and files. That the signer is a member, or may see a zone, it cannot know: that is between the
+peers, when they talk.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import IO, Any
+
+import click
+
+_BYTES_MAX = 4 * 2**20
+"""Longest file: an answer, and what comes with it."""
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(file: IO[bytes], as_json: bool) -> None:
+    """Check the receipt of an answer, and the answer with it. FILE is what `p2pmesh ask --json` or the HTTP
+    door has said of it, or the receipt alone; -, or nothing, reads stdin. It exits with 1 where that does not
+    hold."""
+    from p2pmesh.receipt import Receipt
+    from p2pmesh.trust import keys
+
+    data = file.read(_BYTES_MAX + 1)
+    try:
+        if len(data) > _BYTES_MAX:
+            raise ValueError(f"the file is longer than {_BYTES_MAX} bytes")
+        raw, text = _found(json.loads(data))
+        receipt = Receipt.from_json(raw)
+    except (ValueError, RecursionError) as exc:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise click.ClickException(f"{file.name} holds no receipt: {exc}") from None
+    wrong = ""
+    if not keys.verify(receipt.executor, receipt.body(), receipt.signature):
+        wrong = f"{receipt.executor} did not sign this"
+    elif text is not None and not receipt.tells(text):
+        wrong = "the receipt holds, and is of another text than this"
+    if as_json:
+        told = {"holds": not wrong, "wrong": wrong, "answer": text is not None, "receipt": receipt.to_json()}
+        click.echo(json.dumps(told))
+    elif not wrong:
+        of = "this answer" if text is not None else f"an answer of {receipt.completion_tokens} tokens"
+        printable = "".join(c if c.isprintable() else "?" for c in receipt.model)
+        click.echo(f"{receipt.executor} signed {of}\nby {printable}, SHA-256 {receipt.digest}")
+    if wrong:
+        click.echo(f"does not hold: {wrong}", err=True)
+        sys.exit(1)
+
+
+def _found(raw: Any) -> tuple[Any, str | None]:
+    """Return the receipt in what was read, and the text of the answer where that is there too."""
+    if not isinstance(raw, dict):
+        raise ValueError("it is no JSON object")
+    if isinstance(raw.get("text"), str) and "receipt" in raw:
+        return raw["receipt"], raw["text"]
+    told, choices = raw.get("p2pmesh"), raw.get("choices")
+    if isinstance(told, dict) and "receipt" in told:
+        try:
+            return told["receipt"], str(choices[0]["message"]["content"])  # type: ignore[index]
+        except (TypeError, KeyError, IndexError):
+            return told["receipt"], None
+    return raw.get("receipt", raw), None
