@@ -135,8 +135,8 @@ class Relay:
             self.flights.end_badly(old, Reason.PEER_LOST, "a newer attempt came")
         if len(self.flights) >= self._config.flights_max:
             wait = max(1.0, self._local.remaining_s(now))
-            reason = Reason.NO_ROUTE if query.sealed else Reason.OVERLOADED  # its executor may have room
-            self.flights.refuse(peer, query, reason, "too many queries are in flight here", wait)
+            full = Reason.NO_ROUTE if query.sealed else Reason.OVERLOADED  # its executor may have room
+            self.flights.refuse(peer, query, full, "too many queries are in flight here", wait)
             return
         # A path has a bound, and so has what is left of it, whatever the sender says.
         query = replace(query, hops_left=min(query.hops_left, self._limits.hops_max - len(query.path)))
@@ -277,9 +277,9 @@ class Relay:
         """Our model wrote something."""
         flight = self.flights.here(event.query_id, event.attempt)
         if flight is not None:
-            said = (event.tokens, event.text, event.logprobs)
             self._local.progressed(event.query_id, len(event.tokens))
-            self.flights.pass_up(flight, Chunk(event.query_id, event.attempt, flight.index, *said), now)
+            piece = Chunk(*flight.ident, flight.index, event.tokens, event.text, event.logprobs)
+            self.flights.pass_up(flight, piece, now)
 
     def finished(self, event: Finished, now: float) -> None:
         """Our model is done."""
@@ -322,12 +322,11 @@ class Relay:
             elif flight.phase is Phase.STRANDED:
                 self._recovery.look_again(flight, now)
             elif flight.downstream is not None and now >= flight.silent_at:
-                silent = flight.downstream
                 if flight.phase is Phase.DIALLING:
-                    self.flights.release(flight)
-                    self._recovery.elsewhere(flight, silent, now)
+                    flight.onward = None
+                    self._recovery.elsewhere(flight, flight.downstream, now)
                 else:
-                    self._recovery.silent(flight, silent, now)
+                    self._recovery.silent(flight, flight.downstream, now)
             else:
                 self.flights.say_alive(flight, now)
             if flight in self.flights:
@@ -363,8 +362,8 @@ class Relay:
                 return self._serve(flight, decision.chosen, hop, now)
             if decision.kind is Kind.RETURN:
                 return self._give_back(flight, decision.chosen.peer, hop.why)
-            left = query.hops_left - 1
-            if (barred := self._offer(flight, decision.chosen, hop, left, now, decision.search)) is None:
+            barred = self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search)
+            if barred is None:
                 return None
             flight.tried = (*flight.tried, barred)
         return self.flights.end_badly(flight, Reason.OVERLOADED, "no room for another link", 1.0)
