@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup lint soak docs clean
+.PHONY: demo test setup lint soak mutants docs clean
 
 demo: setup ## three peers on this machine answer a few questions
 	@$(BIN)/p2pmesh demo
@@ -24,6 +24,9 @@ lint: setup
 soak: setup ## the heavy seeds and real faults, for a night
 	P2PMESH_SOAK=1000 $(BIN)/python -m pytest -q tests/simulation
 	$(BIN)/python -m benchmarks.chaos --scenario all --kills 200 --flips 1000
+
+mutants: setup ## every guard weakened in turn: do the tests notice?
+	$(BIN)/python -m tests.guards
 
 docs: setup ## what is generated from the code
 	$(BIN)/python docs/generate.py

@@ -1,0 +1,326 @@
+"""Weaken one guard at a time, and see whether the tests notice: `python -m tests.guards` (`make mutants`).
+
+Each weakening is a line of trust/, of the wire's checks, or of what seals and signs, made to let something
+through. It is planted in a copy of the package; the tests named beside it must fail there. A guard that
+nobody misses is either not needed or not tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+GOAL = 0.95
+"""Share of them that must be noticed."""
+_HANG_S = 300.0
+
+
+class Weakening(NamedTuple):
+    """One guard, made to let something through."""
+
+    file: str
+    """Within p2pmesh/."""
+    line: str
+    weak: str
+    tests: str
+    """Files of tests/unit, or of another folder of tests/, by their names without `test_` and `.py`."""
+
+
+def _w(file: str, line: str, weak: str, tests: str) -> Weakening:
+    return Weakening(file, line, weak, tests)
+
+
+WEAKENINGS = (
+    # who is in
+    _w("trust/keys.py", "return False", "return True", "keys identity statements roster receipt"),
+    _w(
+        "trust/keys.py",
+        "if len(raw) != 38 or not raw.startswith(_PREFIX):",
+        "if len(raw) != 38:",
+        "keys identity",
+    ),
+    _w(
+        "trust/statements.py",
+        "if signer in known and signer not in self._holds:",
+        "if signer not in self._holds:",
+        "statements roster",
+    ),
+    _w("trust/statements.py", "if holds and signer in known", "if signer in known", "statements roster"),
+    _w(
+        "trust/statements.py",
+        "if len({signer for signer, _ in signatures}) < len(signatures):",
+        "if False:",
+        "statements",
+    ),
+    _w("trust/statements.py", "if len(data) > BYTES_MAX:", "if False:", "statements"),
+    _w(
+        "trust/statements.py",
+        "if list(quorum.signers) != sorted(set(quorum.signers)):",
+        "if False:",
+        "statements",
+    ),
+    _w(
+        "trust/statements.py",
+        "if not quorum.admit <= quorum.zoned <= len(quorum.signers):",
+        "if False:",
+        "statements",
+    ),
+    _w(
+        "trust/roster.py",
+        "if not isinstance(said, Certificate) or said.mesh != self.mesh:",
+        "if not isinstance(said, Certificate):",
+        "roster standing",
+    ),
+    _w("trust/roster.py", "if said.mesh != self.mesh:", "if False:", "roster standing"),
+    _w("trust/roster.py", "if said.peer != peer:", "if False:", "roster standing"),
+    _w("trust/roster.py", "if said.not_after - said.not_before > LIFE_MAX_S:", "if False:", "roster"),
+    _w("trust/roster.py", "if now < said.not_before - SKEW_S:", "if False:", "roster standing"),
+    _w("trust/roster.py", "if now >= said.not_after:", "if False:", "roster standing"),
+    _w("trust/roster.py", "if signed < self.quorum.admit:", "if False:", "roster standing"),
+    _w("trust/roster.py", "if said.since <= self.revoked_at(peer):", "if False:", "roster standing"),
+    _w(
+        "trust/roster.py",
+        "if said.since <= self.revoked_at(peer):",
+        "if said.since < self.revoked_at(peer):",
+        "roster standing",
+    ),
+    _w(
+        "trust/roster.py",
+        "zones = said.zones if signed >= self.quorum.zoned else ()",
+        "zones = said.zones",
+        "roster",
+    ),
+    _w("trust/roster.py", "if not signed.signatures:", "if False:", "roster standing"),
+    _w("trust/standing.py", "return granted.issuperset(zones)", "return True", "standing"),
+    _w(
+        "trust/standing.py",
+        "or (new.mesh, new.peer, new.since) != (old.mesh, old.peer, old.since)",
+        "or (new.mesh, new.peer) != (old.mesh, old.peer)",
+        "standing",
+    ),
+    _w("trust/standing.py", "or not member.zones.issuperset(new.zones)", "", "standing"),
+    _w("trust/standing.py", "or abs(now - new.not_before) > SKEW_S / 2", "", "standing"),
+    _w(
+        "trust/standing.py",
+        "or new.not_after - new.not_before > old.not_after - old.not_before",
+        "",
+        "standing",
+    ),
+    _w(
+        "trust/standing.py",
+        "self.invites = tuple(invite for invite in self.invites if out not in invite.used)",
+        "pass",
+        "standing",
+    ),
+    _w("trust/standing.py", "if genesis.digest != ticket.mesh:", "if False:", "standing"),
+    _w("trust/tickets.py", "if now >= found.until:", "if False:", "tickets standing"),
+    _w("trust/tickets.py", "if found.made <= out_since:", "if False:", "tickets standing"),
+    _w("trust/tickets.py", "if len(found.used) >= found.uses:", "if False:", "tickets standing"),
+    _w(
+        "trust/tickets.py",
+        "if hashlib.sha256(body).digest()[:_CHECK_BYTES] != check:",
+        "if False:",
+        "tickets",
+    ),
+    # what is sealed, and what is signed
+    _w(
+        "trust/sealing.py",
+        "if not verify(origin, _signed(context, public, head, data), signature):",
+        "if False:",
+        "trust_sealing",
+    ),
+    _w("trust/sealing.py", "if not -EARLY_S <= age <= LATE_S:", "if False:", "trust_sealing"),
+    _w(
+        "trust/sealing.py",
+        "if len(salt) < SALT_BYTES or (self._salt and salt != self._salt):",
+        "if len(salt) < SALT_BYTES:",
+        "trust_sealing",
+    ),
+    _w(
+        "trust/sealing.py",
+        'return bytes([last]) + index.to_bytes(11, "big")',
+        'return bytes([0]) + index.to_bytes(11, "big")',
+        "trust_sealing",
+    ),
+    _w(
+        "trust/sealing.py",
+        "return data, AnswerCipher(head[8:], context, self._dice(SALT_BYTES))",
+        "return data, AnswerCipher(head[8:], context, bytes(SALT_BYTES))",
+        "trust_sealing",
+    ),
+    _w(
+        "trust/sealing.py",
+        'return _SIGNED + len(context).to_bytes(2, "big") + context + key + head + digest',
+        'return _SIGNED + len(context).to_bytes(2, "big") + context + head + digest',
+        "trust_sealing",
+    ),
+    _w(
+        "trust/sealing.py",
+        "filled = _filled(plain, bucket(4 + len(plain)))",
+        "filled = _filled(plain, 4 + len(plain))",
+        "trust_sealing",
+    ),
+    _w("protocol/sealing.py", "if _context(inside) != _context(query):", "if False:", "sealing"),
+    _w("protocol/sealing.py", "if query.zone != GENERAL:", "if False:", "sealing"),
+    _w(
+        "protocol/sealing.py",
+        "if not isinstance(said, Copy) or not _same(said.chunk, chunk):",
+        "if not isinstance(said, Copy):",
+        "sealing",
+    ),
+    _w(
+        "protocol/sealing.py",
+        "if not isinstance(said, End) or replace(said, ended=end.ended) != end:",
+        "if not isinstance(said, End):",
+        "sealing",
+    ),
+    _w("protocol/sealing.py", "path=veiled(query.path),", "path=query.path,", "sealing"),
+    _w("protocol/flight.py", "if bool(sealed) != bool(self.query.sealed):", "if False:", "sealing"),
+    _w(
+        "protocol/flights.py", 'path, digest, eta_s = veiled(path), "", 0.0', "path = veiled(path)", "sealing"
+    ),
+    _w(
+        "protocol/receipts.py",
+        'if replace(ended.receipt, signature=b"") != expected:',
+        "if False:",
+        "receipt relay",
+    ),
+    _w(
+        "protocol/receipts.py",
+        "return self._signer.verify(executor, expected.body(), ended.receipt.signature)",
+        "return True",
+        "receipt relay",
+    ),
+    _w(
+        "protocol/receipts.py",
+        "if ended.receipt is None or not ended.path:",
+        "if ended.receipt is None: return True\n        if not ended.path:",
+        "receipt relay",
+    ),
+    _w(
+        "protocol/planning.py",
+        "return query.zone != GENERAL and query.origin != self.me",
+        "return False",
+        "sealing",
+    ),
+    _w(
+        "protocol/planning.py",
+        "if zone in able.zones and not self._may_see(peer, zone):",
+        "if False:",
+        "admission",
+    ),
+    # what comes from outside
+    _w(
+        "protocol/codec.py",
+        "if len(data) > bytes_max:\n            f.bad(",
+        "if False:\n            f.bad(",
+        "codec",
+    ),
+    _w(
+        "protocol/codec.py",
+        "if depth > self._limits.decode_depth_max or items > self._limits.decode_items_max:",
+        "if False:",
+        "codec",
+    ),
+    _w("protocol/codec.py", "if unpacked.prompt_bytes > limits.prompt_bytes_max:", "if False:", "codec"),
+    _w("protocol/codec.py", "if unpacked.successes > unpacked.trials:", "if False:", "codec"),
+    _w(
+        "protocol/codec.py",
+        "if unpacked.sealed and (unpacked.tokens or unpacked.text or unpacked.logprobs):",
+        "if False:",
+        "sealing",
+    ),
+    _w(
+        "protocol/fields.py",
+        "if type(raw) not in (int, float) or not math.isfinite(raw) or not low <= raw <= high:",
+        "if type(raw) not in (int, float) or raw < low or raw > high:",
+        "codec property/codec",
+    ),
+    _w(
+        "protocol/fields.py",
+        "if type(raw) is not tuple or len(raw) > count_max:",
+        "if type(raw) is not tuple:",
+        "codec property/codec",
+    ),
+    _w(
+        "protocol/fields.py",
+        "if not vector.any() or int(vector.min()) == -128:",
+        "if False:",
+        "codec property/codec",
+    ),
+)
+
+
+def spoilt(weakening: Weakening, source: str) -> str:
+    """Return a file's text with the guard weakened. Raises ValueError where its line is not to be found."""
+    if source.count(weakening.line) < 1:
+        raise ValueError(f"{weakening.file} has no line {weakening.line!r} any more")
+    return source.replace(weakening.line, weakening.weak, 1)
+
+
+def watchers(weakening: Weakening) -> list[str]:
+    """Return the files of tests that are to notice."""
+    parts = [name.rpartition("/") for name in weakening.tests.split()]
+    return [f"tests/{folder or 'unit'}/test_{name}.py" for folder, _, name in parts]
+
+
+def noticed(weakening: Weakening, folder: Path) -> bool:
+    """Plant it in the copy in `folder`, run its tests there, and take it back."""
+    path = folder / "p2pmesh" / weakening.file
+    source = path.read_text("utf-8")
+    path.write_text(spoilt(weakening, source), "utf-8")
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *watchers(weakening)]
+        env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=_HANG_S, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        path.write_text(source, "utf-8")
+    if done.returncode not in (0, 1, 2):
+        raise RuntimeError(done.stdout.decode("utf-8", "replace")[-2_000:])
+    return done.returncode != 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Plant them all, one after the other."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.guards", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    began, missed = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="p2pmesh-guards-") as name:
+        folder = Path(name)
+        for part in ("p2pmesh", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "setup.cfg", folder)
+        for number, weakening in enumerate(WEAKENINGS, 1):
+            print(f"{number} of {len(WEAKENINGS)}: {weakening.file}", file=sys.stderr)
+            if not noticed(weakening, folder):
+                missed.append(weakening)
+    killed = len(WEAKENINGS) - len(missed)
+    told = {
+        "weakenings": len(WEAKENINGS),
+        "noticed": killed,
+        "share": round(killed / len(WEAKENINGS), 3),
+        "goal": GOAL,
+        "missed": [{"file": m.file, "line": m.line, "weak": m.weak} for m in missed],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    print(json.dumps(told, indent=1) if options.json else "\n".join(f"{k}: {v}" for k, v in told.items()))
+    sys.exit(killed / len(WEAKENINGS) < GOAL)
+
+
+if __name__ == "__main__":
+    main()
