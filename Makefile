@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test setup lint soak mutants docs clean
+.PHONY: demo test setup lint soak mutants fuzz docs clean
 
 demo: setup ## three peers on this machine answer a few questions
 	@$(BIN)/p2pmesh demo
@@ -23,10 +23,14 @@ lint: setup
 
 soak: setup ## the heavy seeds and real faults, for a night
 	P2PMESH_SOAK=1000 $(BIN)/python -m pytest -q tests/simulation
-	$(BIN)/python -m benchmarks.chaos --scenario all --kills 200 --flips 1000
+	$(BIN)/python -m benchmarks.chaos --scenario all --kills 200 --flips 3200
 
 mutants: setup ## every guard weakened in turn: do the tests notice?
 	$(BIN)/python -m tests.guards
+
+fuzz: setup ## a million broken inputs to everything that reads bytes
+	@$(BIN)/python -m pip install -q -e '.[fuzz]' || echo "no atheris for this Python: inputs are mutated blindly"
+	$(BIN)/python -m tests.fuzz
 
 docs: setup ## what is generated from the code
 	$(BIN)/python docs/generate.py
