@@ -13,6 +13,8 @@ READ_TOKENS_MIN = 16
 written."""
 _STEPS_REMEMBERED = 8.0
 """Steps after which an older one weighs less than 1/e in how long they take. A guess."""
+UNSEEN_GAP_S = 0.06
+"""Seconds between two tokens that nobody minds: 16 tokens a second are more than people read. A guess."""
 _BESIDE_REMEMBERED = 64.0
 """Tokens of a prompt read beside others after which an older one weighs less than 1/e in how fast that goes:
 it slows as the prompt grows, and the pieces must follow. A guess."""
@@ -57,8 +59,9 @@ class Meter:
             self._gap_s += (wall_s - self._gap_s) / self._gaps
 
     def tokens_beside(self, share: float) -> int:
-        """Return how many tokens of a prompt are read in `share` of the time of a step that only writes."""
-        return round(share * self._step_s * self._beside.tokens_per_s)
+        """Return how many tokens of a prompt are read in `share` of the time of a step that only writes; of a
+        quick step in more, as long as the gap it makes is none that is seen."""
+        return round(max(share * self._step_s, UNSEEN_GAP_S - self._step_s) * self._beside.tokens_per_s)
 
     def began(self, waited_s: float) -> None:
         """An answer got its first token, so long after it was asked for."""

@@ -44,8 +44,9 @@ REPLAY_S = 1.0
 are multiplied together round unlike single ones, and a near-tie then falls the other way (measured: of 20
 answers that went on 9 differed, and so none). Longer ones are read as prompts are, four times as fast."""
 BESIDE_SHARE = 0.5
-"""Share of a step's time that may go to a long prompt while others write: their tokens then come at half
-their pace or a little more, and not once in half a second (measured: gaps grew tenfold)."""
+"""Share of a step's time that may go to a long prompt while others write: their tokens then come at two
+thirds of their pace, and not once in half a second (measured: gaps grew tenfold). Of quick steps more:
+`meter.UNSEEN_GAP_S`."""
 BESIDE_TOKENS_MIN = 4
 """Fewest tokens of a long prompt read in a step: it must come to its end. Beside a single answer that is what
 is read of it. A guess."""

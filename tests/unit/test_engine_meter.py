@@ -58,6 +58,12 @@ def test_the_first_token_is_the_mean_of_the_last_ones():
     assert meter.metrics(0, 0).ttft_s == pytest.approx(7.0, abs=0.01)
 
 
+def test_where_tokens_come_so_quickly_that_nobody_sees_it_pieces_take_longer_than_their_share():
+    assert Meter(Speed(200.0, 100.0)).tokens_beside(0.5) == 10, "0.05 s are left of 0.06, not 0.005"
+    assert Meter(Speed(200.0, 25.0)).tokens_beside(0.5) == 4, "0.02 s either way"
+    assert Meter(Speed(200.0, 10.0)).tokens_beside(0.5) == 10, "half of 0.1 s"
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
 def test_a_child_cannot_tell_figures_that_are_none(wrong: float):
     told = Meter(Speed(1.0, 1.0)).metrics(1, 2)
