@@ -123,7 +123,9 @@ def events(bases: Sequence[str], path: str, body: dict[str, Any]) -> Iterator[di
                 raise Unsuccessful(f"the peer at {base} went away amid the answer{_hint(bases)}", "peer_lost")
         except (NoPeer, Unsuccessful) as exc:
             code = "peer_lost" if isinstance(exc, NoPeer) else exc.code
-            lost = code == "peer_lost" or (not begun and not mark and code in _ELSEWHERE)
+            # Of a zone, an answer is given only at peers that may see it: another may.
+            elsewhere = "answer_not_found" if mark else _ELSEWHERE
+            lost = code == "peer_lost" or (not begun and code in elsewhere)
             if last or not lost or (begun and not mark):
                 raise
 

@@ -30,7 +30,7 @@ def verify(file: IO[bytes], as_json: bool) -> None:
     try:
         if len(data) > _BYTES_MAX:
             raise ValueError(f"the file is longer than {_BYTES_MAX} bytes")
-        raw, text = _found(json.loads(data))
+        raw, text, model = _found(json.loads(data))
         receipt = Receipt.from_json(raw)
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise click.ClickException(f"{file.name} holds no receipt: {exc}") from None
@@ -39,11 +39,14 @@ def verify(file: IO[bytes], as_json: bool) -> None:
         wrong = f"{receipt.executor} did not sign this"
     elif text is not None and not receipt.tells(text):
         wrong = "the receipt holds, and is of another text than this"
+    elif model is not None and model != receipt.model:
+        wrong = "the receipt holds, and is of another model's answer than it says here"
     if as_json:
         told = {"holds": not wrong, "wrong": wrong, "answer": text is not None, "receipt": receipt.to_json()}
         click.echo(json.dumps(told))
     elif not wrong:
-        of = "this answer" if text is not None else f"an answer of {receipt.completion_tokens} tokens"
+        unread = f"an answer of {receipt.completion_tokens} tokens, whose text is not here to be checked"
+        of = "this answer" if text is not None else unread
         printable = "".join(c if c.isprintable() else "?" for c in receipt.model)
         click.echo(f"{receipt.executor} signed {of}\nby {printable}, SHA-256 {receipt.digest}")
     if wrong:
@@ -51,16 +54,32 @@ def verify(file: IO[bytes], as_json: bool) -> None:
         sys.exit(1)
 
 
-def _found(raw: Any) -> tuple[Any, str | None]:
-    """Return the receipt in what was read, and the text of the answer where that is there too."""
+def _found(raw: Any) -> tuple[Any, str | None, str | None]:
+    """Return the receipt in what was read, and the answer's text and model where they are there too. Raises
+    ValueError where there is an answer, and it cannot be told which."""
     if not isinstance(raw, dict):
         raise ValueError("it is no JSON object")
-    if isinstance(raw.get("text"), str) and "receipt" in raw:
-        return raw["receipt"], raw["text"]
-    told, choices = raw.get("p2pmesh"), raw.get("choices")
+    told = raw.get("p2pmesh")
     if isinstance(told, dict) and "receipt" in told:
-        try:
-            return told["receipt"], str(choices[0]["message"]["content"])  # type: ignore[index]
-        except (TypeError, KeyError, IndexError):
-            return told["receipt"], None
-    return raw.get("receipt", raw), None
+        if "text" in raw:
+            raise ValueError("it has a text beside that of the HTTP door")
+        return told["receipt"], _choice(raw.get("choices")), raw.get("model")
+    if "receipt" not in raw:
+        return raw, None, None
+    if not isinstance(raw.get("text", ""), str):
+        raise ValueError("its text is none")
+    return raw["receipt"], raw.get("text"), raw.get("model")
+
+
+def _choice(choices: Any) -> str | None:
+    """Return the text of the one choice of a whole answer; None of a piece of one, or where there is none."""
+    if not choices:
+        return None
+    if not isinstance(choices, list) or len(choices) > 1 or not isinstance(choices[0], dict):
+        raise ValueError("it has not one choice")
+    if "message" not in choices[0]:
+        return None
+    message = choices[0]["message"]
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise ValueError("its answer is no text")
+    return str(message["content"])

@@ -220,7 +220,8 @@ class _Door:
         """Take a rating of an answer given here."""
         said = await self._read(request, _Feedback)
         if not self._peer.rate(QueryId(said.id.removeprefix("chatcmpl-")), said.rating):
-            text = f"no answer {said.id!r} awaits a rating: it was asked elsewhere, or long ago, or is rated"
+            why = "it was asked elsewhere, or long ago, or is rated, or is of a zone, where none is rated"
+            text = f"no answer {said.id!r} awaits a rating: {why}"
             return JSONResponse(openai.error(text, "not_found", 404, "id"), 404)
         return Response(status_code=204)
 

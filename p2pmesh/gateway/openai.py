@@ -100,6 +100,8 @@ class ChatRequest(msgspec.Struct):
     """Ours: see `p2pmesh.query.Resume`."""
     zone: str = GENERAL
     """Ours: only peers that may see it get to see the request."""
+    zones: Any = None
+    """No such thing: refused, for it would be asked in the general zone."""
 
     @property
     def wants_usage(self) -> bool:
@@ -134,6 +136,8 @@ def _wrong_shape(complaint: str) -> BadRequest:
 def _refuse_unsupported(request: ChatRequest) -> None:
     if request.n not in (None, 1):
         raise BadRequest("n: one answer at a time is given here", "n")
+    if request.zones is not None:
+        raise BadRequest("zones: a request has one, and it is called zone", "zones")
     for name in ("tools", "functions"):
         if getattr(request, name):
             raise BadRequest(f"{name} are not supported", name, "unsupported_parameter")

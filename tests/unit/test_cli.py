@@ -208,6 +208,19 @@ def test_one_that_falls_silent_amid_an_answer_is_left_for_the_next(
     assert (result.exit_code, result.stdout) == (0, "half and half\n")
 
 
+def test_where_one_peer_may_not_give_the_rest_the_next_is_asked(peer: Peer, other: Peer):
+    """It may not see the zone that the answer is of, and says that nobody holds it."""
+    peer.says(event("half ", **WAY), end="")
+    peer.body = b"id: mark\n" + peer.body
+    other.fails(404, "answer_not_found")
+    with serving_peer() as third:
+        third.says(event("and half", **WAY))
+        urls = [flag for one in (peer, other, third) for flag in ("--url", one.url)]
+        result = run("ask", "x", *urls)
+        assert (result.exit_code, result.stdout) == (0, "half and half\n")
+        assert run("ask", "x", *urls[:4]).exit_code == 1
+
+
 def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer):
     row = {
         "id": "x" * 20,

@@ -168,6 +168,8 @@ def test_every_shape_of_a_message_is_a_text():
         ({"stop": [1]}, "stop[0]", "invalid_request"),
         ({"n": 2}, "n", "invalid_request"),
         ({"tools": [{}]}, "tools", "unsupported_parameter"),
+        ({"zones": "hr"}, "zones", "invalid_request"),
+        ({"zones": ["hr"]}, "zones", "invalid_request"),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_request"),
         ({"logprobs": False, "top_logprobs": 2}, "top_logprobs", "invalid_request"),

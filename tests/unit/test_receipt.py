@@ -100,13 +100,13 @@ def verify(path: Path, raw: Any, *flags: str) -> Any:
 
 def asked(text: str = TEXT) -> dict[str, Any]:
     """What `p2pmesh ask --json` prints."""
-    return {"text": text, "path": ["ada"], "receipt": receipt().to_json()}
+    return {"text": text, "path": ["ada"], "model": "small", "receipt": receipt().to_json()}
 
 
 def door(text: str = TEXT) -> dict[str, Any]:
     """What the HTTP door says."""
     message = {"message": {"role": "assistant", "content": text}}
-    return {"choices": [message], "p2pmesh": {"path": [], "receipt": receipt().to_json()}}
+    return {"choices": [message], "model": "small", "p2pmesh": {"receipt": receipt().to_json()}}
 
 
 @pytest.mark.parametrize("raw", [asked(), door()])
@@ -130,12 +130,37 @@ def test_another_text_or_another_signer_does_not_hold(tmp_path: Path) -> None:
         result = verify(tmp_path / "r", raw)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "of another text" in result.stderr
+    for raw in (asked(), door()):
+        assert "another model" in verify(tmp_path / "r", {**raw, "model": "large"}).stderr
     forged = asked()
     forged["receipt"]["executor"] = Identity.generate().id
     result = verify(tmp_path / "r", forged)
     assert (result.exit_code, "did not sign this" in result.stderr) == (1, True)
     told = json.loads(verify(tmp_path / "r", forged, "--json").stdout)
     assert told["holds"] is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"choices": [{"message": {"content": TEXT}}, {"message": {"content": "more"}}]},
+        {"choices": [5]},
+        {"choices": [{"message": {"content": None}}]},
+        {"text": TEXT},
+    ],
+)
+def test_an_answer_of_which_it_cannot_be_told_what_it_says_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    result = verify(tmp_path / "r", {**door(), **changes})
+    assert (result.exit_code, "holds no receipt" in result.stderr) == (1, True)
+    assert verify(tmp_path / "r", {**asked(), "text": 5}).exit_code == 1
+
+
+def test_a_piece_of_a_stream_has_no_text_to_be_checked(tmp_path: Path) -> None:
+    last = {**door(), "choices": [{"delta": {}}]}
+    result = verify(tmp_path / "r", last)
+    assert (result.exit_code, "not here to be checked" in result.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
