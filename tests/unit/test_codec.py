@@ -414,3 +414,13 @@ def test_an_estimate_beyond_the_bound_is_told_as_the_bound() -> None:
 def test_a_record_that_nobody_would_read_is_not_signed(record: PeerRecord) -> None:
     with pytest.raises(LocalProtocolError):
         CODEC.encode_record(record)
+
+
+def test_what_is_nested_too_deep_or_has_too_many_items_is_read_no_further() -> None:
+    deep: Any = []
+    for _ in range(Limits().decode_depth_max):
+        deep = [deep]
+    wide = [[0] * 1_000] * (Limits().decode_items_max // 1_000 + 1)
+    for fields in (deep, wide):
+        with pytest.raises(RemoteProtocolError, match="too deep"):
+            CODEC.decode(msgpack.packb([CODEC.tags[m.Steal], fields]))

@@ -85,6 +85,10 @@ def test_a_question_is_the_same_before_and_after_the_wire() -> None:
     assert not signer.holds(replace(asked, attempt=1), part.signed(came, ended, SAID), SAID)
     assert not signer.holds(replace(asked, zone="hr"), part.signed(came, ended, SAID), SAID)
     assert not signer.holds(asked, part.signed(came, ended, SAID), bytes(32))
+    whole = part.signed(came, ended, SAID)
+    assert whole.receipt is not None
+    told = replace(whole, receipt=replace(whole.receipt, model="large"))  # the signature is of what it was
+    assert not signer.holds(asked, told, SAID)
     forged = Receipts(B, Codec(Limits()), SimSigner(B)).signed(came, ended, SAID).receipt
     assert forged is not None
     assert not signer.holds(asked, replace(ended, receipt=replace(forged, executor=A)), SAID)

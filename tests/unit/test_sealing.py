@@ -161,9 +161,11 @@ def test_a_piece_that_is_another_inside_is_none() -> None:
         forged = theirs._cipher.close(0, False, codec.encode(inside))
         with pytest.raises(Untrusted):
             ours.open_chunk(Chunk(ID, 0, 0, (), "", (), forged))
-    forged = theirs._cipher.close(0, True, codec.encode(m.Steal()))
-    with pytest.raises(Untrusted):
-        ours.open_end(m.End(ID, 0, 0, Ended(Usage(), CLOSED, "", "", (), forged)))
+    ended = Ended(Usage(), "stop", "small", "")
+    for other in (m.Steal(), m.End(ID, 0, 5, ended), m.End(ID, 1, 0, ended), m.End(query(2).id, 0, 0, ended)):
+        forged = theirs._cipher.close(0, True, codec.encode(other))
+        with pytest.raises(Untrusted):
+            ours.open_end(m.End(ID, 0, 0, Ended(Usage(), CLOSED, "", "", (), forged)))
 
 
 def test_nobody_reads_a_sealed_message_that_tells_something_outside() -> None:

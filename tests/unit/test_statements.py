@@ -111,6 +111,19 @@ def test_what_makes_no_sense_cannot_be_stated(
         Signed.of(statement)
 
 
+def test_a_stranger_does_not_make_us_check_his_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr("p2pmesh.trust.statements.verify", lambda signer, *_: checked.append(signer) or True)
+    signed = revocation(MESH, *KEYS[:3])
+    assert signed.signers({KEYS[0].id}) == {KEYS[0].id}
+    assert checked == [KEYS[0].id]
+
+
+def test_one_that_is_too_long_is_not_even_read() -> None:
+    with pytest.raises(Untrusted, match="at most 8192"):
+        Signed.parse(MESH.to_bytes() + bytes(BYTES_MAX))
+
+
 def test_two_signatures_of_one_signer_are_refused() -> None:
     signed = certificate(MESH, KEYS[0])
     with pytest.raises(Untrusted, match="two signatures"):

@@ -133,7 +133,7 @@ def test_an_executor_cannot_pass_an_envelope_on_as_its_origin(mail: Mail) -> Non
         signed.append(body)
         return mail.asker.sign(signed[0])
 
-    origin = Envelopes(b"m" * 32, replayed, mail.clock, dice(1))
+    origin = Envelopes(b"m" * 32, replayed, mail.clock, bytes)  # the same secret, at the same time
     origin.seal(b"secret", CONTEXT, mail.executor.key())
     sealed, _ = origin.seal(b"secret", CONTEXT, third.key())
     with pytest.raises(Untrusted, match="somebody else"):
