@@ -108,14 +108,18 @@ def test_the_verbs_speak_for_people_and_for_programs(ada: PeerProcess):
     assert json.loads(verb("id", "--json", *here).stdout)["id"] == told["id"]
 
 
-def test_ask_prints_the_answer_alone_and_the_way_only_when_asked(ada: PeerProcess):
+def test_ask_prints_the_answer_alone_and_the_way_only_when_asked(ada: PeerProcess, tmp_path: Path):
     here = ("--url", ada.url)
     plain = verb("ask", "what", "is", "this?", *here)
     assert (plain.returncode, plain.stdout, plain.stderr) == (0, "echo: what is this?\n", "")
     shown = verb("ask", "x", "--route", "--max-tokens", "1", *here)
     assert (shown.stdout, shown.stderr) == ("echo:\n", "answered by ada\n")
     told = json.loads(verb("ask", "--json", "one two", *here).stdout)
+    (tmp_path / "answer").write_text(json.dumps(told), "utf-8")
+    held = verb("verify", str(tmp_path / "answer"))
+    assert (held.returncode, f"{ada.status()['id']} signed this answer" in held.stdout) == (0, True)
     assert told.pop("id").startswith("chatcmpl-")
+    assert told.pop("receipt")["model"] == "echo"
     assert told == {
         "text": "echo: one two",
         "served_by": "ada",
