@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 INPUT_BYTES_MAX = 16_384
 GOAL_S = 0.010
 """Longest that an input of so many bytes may take."""
-_REPORT_EACH = 5_000
+_REPORT_EACH = 1_000
 
 
 class Target(NamedTuple):
