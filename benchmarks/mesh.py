@@ -287,6 +287,8 @@ def _is_engine(pid: int) -> bool:
     """Return whether an engine's process still runs, and the number is not another's by now."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z" and b"p2pmesh.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        # One that is about to end has no command line any more, and is there for a moment still.
+        return state not in "ZX" and (not command or b"p2pmesh.engine.worker" in command)
     except (OSError, IndexError):
         return False
