@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,8 +232,9 @@ def workers(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            if b"p2pmesh.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
+            with suppress(FileNotFoundError):  # one that has ended since it was listed
+                if b"p2pmesh.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
     return found if len(found) == 2 else []
 
 
