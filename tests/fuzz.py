@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -223,8 +222,8 @@ def _bookmark() -> Target:
 class Watch:
     """Runs one input after the other, and remembers the slowest."""
 
-    def __init__(self, target: Target, report: Path) -> None:
-        self._target, self._report = target, report
+    def __init__(self, target: Target, report: Path, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._target, self._report, self._clock = target, report, clock
         self.runs = self.taken = 0
         self.worst_s = 0.0
 
@@ -238,12 +237,12 @@ class Watch:
             self.tell()
 
     def _once(self, data: bytes) -> float:
-        began = time.perf_counter()
+        began = self._clock()
         try:
             self._target.read(data)
         except self._target.refuses:
-            return time.perf_counter() - began
-        took = time.perf_counter() - began
+            return self._clock() - began
+        took = self._clock() - began
         self.taken += 1
         return took
 
@@ -274,12 +273,6 @@ def mutations(good: Sequence[bytes], runs: int, rng: Random) -> Iterator[bytes]:
         yield bytes(data[:INPUT_BYTES_MAX])
 
 
-@contextmanager
-def _instrumented(atheris: Any) -> Iterator[None]:
-    with atheris.instrument_imports(include=["p2pmesh"]):
-        yield
-
-
 def child(name: str, runs: int, seed: int, folder: Path) -> None:
     """Fuzz one decoder in this process. Whatever it must not raise ends it."""
     report = folder / "report"
@@ -291,7 +284,7 @@ def child(name: str, runs: int, seed: int, folder: Path) -> None:
         return
     import atheris
 
-    with _instrumented(atheris):
+    with atheris.instrument_imports(include=["p2pmesh"]):
         watch = Watch(targets()[name](), report)
     corpus = folder / "corpus"
     corpus.mkdir()

@@ -36,223 +36,223 @@ class Weakening(NamedTuple):
     """Files of tests/unit, or of another folder of tests/, by their names without `test_` and `.py`."""
 
 
-def _w(file: str, line: str, weak: str, tests: str) -> Weakening:
-    return Weakening(file, line, weak, tests)
-
-
 WEAKENINGS = (
     # who is in
-    _w("trust/keys.py", "return False", "return True", "keys identity statements roster receipt"),
-    _w(
+    Weakening("trust/keys.py", "return False", "return True", "keys identity statements roster receipt"),
+    Weakening(
         "trust/keys.py",
         "if len(raw) != 38 or not raw.startswith(_PREFIX):",
         "if len(raw) != 38:",
         "keys identity",
     ),
-    _w(
+    Weakening(
         "trust/statements.py",
         "if signer in known and signer not in self._holds:",
         "if signer not in self._holds:",
         "statements roster",
     ),
-    _w("trust/statements.py", "if holds and signer in known", "if signer in known", "statements roster"),
-    _w(
+    Weakening(
+        "trust/statements.py", "if holds and signer in known", "if signer in known", "statements roster"
+    ),
+    Weakening(
         "trust/statements.py",
         "if len({signer for signer, _ in signatures}) < len(signatures):",
         "if False:",
         "statements",
     ),
-    _w("trust/statements.py", "if len(data) > BYTES_MAX:", "if False:", "statements"),
-    _w(
+    Weakening("trust/statements.py", "if len(data) > BYTES_MAX:", "if False:", "statements"),
+    Weakening(
         "trust/statements.py",
         "if list(quorum.signers) != sorted(set(quorum.signers)):",
         "if False:",
         "statements",
     ),
-    _w(
+    Weakening(
         "trust/statements.py",
         "if not quorum.admit <= quorum.zoned <= len(quorum.signers):",
         "if False:",
         "statements",
     ),
-    _w(
+    Weakening(
         "trust/roster.py",
         "if not isinstance(said, Certificate) or said.mesh != self.mesh:",
         "if not isinstance(said, Certificate):",
         "roster standing",
     ),
-    _w("trust/roster.py", "if said.mesh != self.mesh:", "if False:", "roster standing"),
-    _w("trust/roster.py", "if said.peer != peer:", "if False:", "roster standing"),
-    _w("trust/roster.py", "if said.not_after - said.not_before > LIFE_MAX_S:", "if False:", "roster"),
-    _w("trust/roster.py", "if now < said.not_before - SKEW_S:", "if False:", "roster standing"),
-    _w("trust/roster.py", "if now >= said.not_after:", "if False:", "roster standing"),
-    _w("trust/roster.py", "if signed < self.quorum.admit:", "if False:", "roster standing"),
-    _w("trust/roster.py", "if said.since <= self.revoked_at(peer):", "if False:", "roster standing"),
-    _w(
+    Weakening("trust/roster.py", "if said.mesh != self.mesh:", "if False:", "roster standing"),
+    Weakening("trust/roster.py", "if said.peer != peer:", "if False:", "roster standing"),
+    Weakening("trust/roster.py", "if said.not_after - said.not_before > LIFE_MAX_S:", "if False:", "roster"),
+    Weakening("trust/roster.py", "if now < said.not_before - SKEW_S:", "if False:", "roster standing"),
+    Weakening("trust/roster.py", "if now >= said.not_after:", "if False:", "roster standing"),
+    Weakening("trust/roster.py", "if signed < self.quorum.admit:", "if False:", "roster standing"),
+    Weakening("trust/roster.py", "if said.since <= self.revoked_at(peer):", "if False:", "roster standing"),
+    Weakening(
         "trust/roster.py",
         "if said.since <= self.revoked_at(peer):",
         "if said.since < self.revoked_at(peer):",
         "roster standing",
     ),
-    _w(
+    Weakening(
         "trust/roster.py",
         "zones = said.zones if signed >= self.quorum.zoned else ()",
         "zones = said.zones",
         "roster",
     ),
-    _w("trust/roster.py", "if not signed.signatures:", "if False:", "roster standing"),
-    _w("trust/standing.py", "return granted.issuperset(zones)", "return True", "standing"),
-    _w(
+    Weakening("trust/roster.py", "if not signed.signatures:", "if False:", "roster standing"),
+    Weakening("trust/standing.py", "return granted.issuperset(zones)", "return True", "standing"),
+    Weakening(
         "trust/standing.py",
         "or (new.mesh, new.peer, new.since) != (old.mesh, old.peer, old.since)",
         "or (new.mesh, new.peer) != (old.mesh, old.peer)",
         "standing",
     ),
-    _w("trust/standing.py", "or not member.zones.issuperset(new.zones)", "", "standing"),
-    _w("trust/standing.py", "or abs(now - new.not_before) > SKEW_S / 2", "", "standing"),
-    _w(
+    Weakening("trust/standing.py", "or not member.zones.issuperset(new.zones)", "", "standing"),
+    Weakening("trust/standing.py", "or abs(now - new.not_before) > SKEW_S / 2", "", "standing"),
+    Weakening(
         "trust/standing.py",
         "or new.not_after - new.not_before > old.not_after - old.not_before",
         "",
         "standing",
     ),
-    _w(
+    Weakening(
         "trust/standing.py",
         "self.invites = tuple(invite for invite in self.invites if out not in invite.used)",
         "pass",
         "standing",
     ),
-    _w("trust/standing.py", "if genesis.digest != ticket.mesh:", "if False:", "standing"),
-    _w("trust/tickets.py", "if now >= found.until:", "if False:", "tickets standing"),
-    _w("trust/tickets.py", "if found.made <= out_since:", "if False:", "tickets standing"),
-    _w("trust/tickets.py", "if len(found.used) >= found.uses:", "if False:", "tickets standing"),
-    _w(
+    Weakening("trust/standing.py", "if genesis.digest != ticket.mesh:", "if False:", "standing"),
+    Weakening("trust/tickets.py", "if now >= found.until:", "if False:", "tickets standing"),
+    Weakening("trust/tickets.py", "if found.made <= out_since:", "if False:", "tickets standing"),
+    Weakening("trust/tickets.py", "if len(found.used) >= found.uses:", "if False:", "tickets standing"),
+    Weakening(
         "trust/tickets.py",
         "if hashlib.sha256(body).digest()[:_CHECK_BYTES] != check:",
         "if False:",
         "tickets",
     ),
     # what is sealed, and what is signed
-    _w(
+    Weakening(
         "trust/sealing.py",
         "if not verify(origin, _signed(context, public, head, data), signature):",
         "if False:",
         "trust_sealing",
     ),
-    _w("trust/sealing.py", "if not -EARLY_S <= age <= LATE_S:", "if False:", "trust_sealing"),
-    _w(
+    Weakening("trust/sealing.py", "if not -EARLY_S <= age <= LATE_S:", "if False:", "trust_sealing"),
+    Weakening(
         "trust/sealing.py",
         "if len(salt) < SALT_BYTES or (self._salt and salt != self._salt):",
         "if len(salt) < SALT_BYTES:",
         "trust_sealing",
     ),
-    _w(
+    Weakening(
         "trust/sealing.py",
         'return bytes([last]) + index.to_bytes(11, "big")',
         'return bytes([0]) + index.to_bytes(11, "big")',
         "trust_sealing",
     ),
-    _w(
+    Weakening(
         "trust/sealing.py",
         "return data, AnswerCipher(head[8:], context, self._dice(SALT_BYTES))",
         "return data, AnswerCipher(head[8:], context, bytes(SALT_BYTES))",
         "trust_sealing",
     ),
-    _w(
+    Weakening(
         "trust/sealing.py",
         'return _SIGNED + len(context).to_bytes(2, "big") + context + key + head + digest',
         'return _SIGNED + len(context).to_bytes(2, "big") + context + head + digest',
         "trust_sealing",
     ),
-    _w(
+    Weakening(
         "trust/sealing.py",
         "filled = _filled(plain, bucket(4 + len(plain)))",
         "filled = _filled(plain, 4 + len(plain))",
         "trust_sealing",
     ),
-    _w("protocol/sealing.py", "if _context(inside) != _context(query):", "if False:", "sealing"),
-    _w("protocol/sealing.py", "if query.zone != GENERAL:", "if False:", "sealing"),
-    _w(
+    Weakening("protocol/sealing.py", "if _context(inside) != _context(query):", "if False:", "sealing"),
+    Weakening("protocol/sealing.py", "if query.zone != GENERAL:", "if False:", "sealing"),
+    Weakening(
         "protocol/sealing.py",
         "if not isinstance(said, Copy) or not _same(said.chunk, chunk):",
         "if not isinstance(said, Copy):",
         "sealing",
     ),
-    _w(
+    Weakening(
         "protocol/sealing.py",
         "if not isinstance(said, End) or replace(said, ended=end.ended) != end:",
         "if not isinstance(said, End):",
         "sealing",
     ),
-    _w("protocol/sealing.py", "path=veiled(query.path),", "path=query.path,", "sealing"),
-    _w("protocol/flight.py", "if bool(sealed) != bool(self.query.sealed):", "if False:", "sealing"),
-    _w(
+    Weakening("protocol/sealing.py", "path=veiled(query.path),", "path=query.path,", "sealing"),
+    Weakening("protocol/flight.py", "if bool(sealed) != bool(self.query.sealed):", "if False:", "sealing"),
+    Weakening(
         "protocol/flights.py", 'path, digest, eta_s = veiled(path), "", 0.0', "path = veiled(path)", "sealing"
     ),
-    _w(
+    Weakening(
         "protocol/receipts.py",
         'if replace(ended.receipt, signature=b"") != expected:',
         "if False:",
         "receipt relay",
     ),
-    _w(
+    Weakening(
         "protocol/receipts.py",
         "return self._signer.verify(executor, expected.body(), ended.receipt.signature)",
         "return True",
         "receipt relay",
     ),
-    _w(
+    Weakening(
         "protocol/receipts.py",
         "if ended.receipt is None or not ended.path:",
         "if ended.receipt is None: return True\n        if not ended.path:",
         "receipt relay",
     ),
-    _w(
+    Weakening(
         "protocol/planning.py",
         "return query.zone != GENERAL and query.origin != self.me",
         "return False",
         "sealing",
     ),
-    _w(
+    Weakening(
         "protocol/planning.py",
         "if zone in able.zones and not self._may_see(peer, zone):",
         "if False:",
         "admission",
     ),
     # what comes from outside
-    _w(
+    Weakening(
         "protocol/codec.py",
         "if len(data) > bytes_max:\n            f.bad(",
         "if False:\n            f.bad(",
         "codec",
     ),
-    _w(
+    Weakening(
         "protocol/codec.py",
         "if depth > self._limits.decode_depth_max or items > self._limits.decode_items_max:",
         "if False:",
         "codec",
     ),
-    _w("protocol/codec.py", "if unpacked.prompt_bytes > limits.prompt_bytes_max:", "if False:", "codec"),
-    _w("protocol/codec.py", "if unpacked.successes > unpacked.trials:", "if False:", "codec"),
-    _w(
+    Weakening(
+        "protocol/codec.py", "if unpacked.prompt_bytes > limits.prompt_bytes_max:", "if False:", "codec"
+    ),
+    Weakening("protocol/codec.py", "if unpacked.successes > unpacked.trials:", "if False:", "codec"),
+    Weakening(
         "protocol/codec.py",
         "if unpacked.sealed and (unpacked.tokens or unpacked.text or unpacked.logprobs):",
         "if False:",
         "sealing",
     ),
-    _w(
+    Weakening(
         "protocol/fields.py",
         "if type(raw) not in (int, float) or not math.isfinite(raw) or not low <= raw <= high:",
         "if type(raw) not in (int, float) or raw < low or raw > high:",
         "codec property/codec",
     ),
-    _w(
+    Weakening(
         "protocol/fields.py",
         "if type(raw) is not tuple or len(raw) > count_max:",
         "if type(raw) is not tuple:",
         "codec property/codec",
     ),
-    _w(
+    Weakening(
         "protocol/fields.py",
         "if not vector.any() or int(vector.min()) == -128:",
         "if False:",

@@ -165,3 +165,8 @@ def _check(body: Any) -> None:
     error = body.get("error") if isinstance(body, dict) else None
     if error:
         raise Unsuccessful(str(error.get("message")), str(error.get("code")))
+
+
+def printable(text: str) -> str:
+    """Return what others call themselves, or say, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

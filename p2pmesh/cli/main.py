@@ -182,7 +182,7 @@ def ask(
     if as_json:
         click.echo(json.dumps(answer))
     elif route:
-        click.echo(f"answered by {' > '.join(map(_printable, answer['path']))}", err=True)
+        click.echo(f"answered by {' > '.join(map(client.printable, answer['path']))}", err=True)
 
 
 def _text(prompt: tuple[str, ...]) -> str:
@@ -237,7 +237,7 @@ def status(url: str | None, state: str, as_json: bool) -> None:
     else:
         outside = f", but not let in any more: {told['mesh']['outside']}" if told["mesh"]["outside"] else ""
         signs = ", and signs for it" if told["mesh"]["signs"] else ""
-        click.echo(f"in the mesh {_printable(told['mesh']['name'])}{signs}{outside}")
+        click.echo(f"in the mesh {client.printable(told['mesh']['name'])}{signs}{outside}")
         if told["mesh"]["unkept"]:
             click.echo(f"what it has heard since is not kept: {told['mesh']['unkept']}")
     for address in told["addresses"]:
@@ -286,7 +286,7 @@ def explain(
     if as_json:
         click.echo(json.dumps(told))
         return
-    click.echo(_printable(told["why"]))
+    click.echo(client.printable(told["why"]))
     head = ("PEER", "MODEL", "SKILL", "QUALITY", "WAIT", "WORK", "RTT", "J", "")
     _table([head, *map(_scored_row, told["table"])])
 
@@ -407,12 +407,7 @@ def _scored_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:
-    rows = [tuple(map(_printable, row)) for row in rows]
+    rows = [tuple(map(client.printable, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _printable(name: str) -> str:
-    """What other peers call themselves, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in name)

@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import click
 
+from p2pmesh.cli import client
+
 _BYTES_MAX = 4 * 2**20
 """Longest file: an answer, and what comes with it."""
 
@@ -36,7 +38,7 @@ def verify(file: IO[bytes], as_json: bool) -> None:
         raise click.ClickException(f"{file.name} holds no receipt: {exc}") from None
     wrong = ""
     if not keys.verify(receipt.executor, receipt.body(), receipt.signature):
-        wrong = f"{receipt.executor} did not sign this"
+        wrong = f"{client.printable(receipt.executor)} did not sign this"
     elif text is not None and not receipt.tells(text):
         wrong = "the receipt holds, and is of another text than this"
     elif model is not None and model != receipt.model:
@@ -47,8 +49,8 @@ def verify(file: IO[bytes], as_json: bool) -> None:
     elif not wrong:
         unread = f"an answer of {receipt.completion_tokens} tokens, whose text is not here to be checked"
         of = "this answer" if text is not None else unread
-        printable = "".join(c if c.isprintable() else "?" for c in receipt.model)
-        click.echo(f"{receipt.executor} signed {of}\nby {printable}, SHA-256 {receipt.digest}")
+        model, digest = map(client.printable, (receipt.model, receipt.digest))
+        click.echo(f"{receipt.executor} signed {of}\nby {model}, SHA-256 {digest}")
     if wrong:
         click.echo(f"does not hold: {wrong}", err=True)
         sys.exit(1)

@@ -164,7 +164,7 @@ class Flights:
         """Nobody is left to serve it."""
         reason, detail, retry_after_s = verdict(flight.refusal, decision)
         if flight.closes and not flight.sent and reason is Reason.ENGINE_FAILED:
-            reason = Reason.NO_ROUTE  # no model crashed over it: this peer goes, or has just loaded none
+            reason = Reason.NO_ROUTE  # no model crashed over it: it is being started again, or goes
         dead = () if flight.refusal is None else flight.refusal.dead
         self.end_badly(flight, reason, detail, retry_after_s, dead)
 

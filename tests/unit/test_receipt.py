@@ -144,6 +144,15 @@ def test_another_text_or_another_signer_does_not_hold(tmp_path: Path) -> None:
     assert told["holds"] is False
 
 
+def test_what_it_prints_does_not_steer_a_terminal(tmp_path: Path) -> None:
+    evil = replace(receipt(), model="m\x1b[2J", digest="00\x1b]0;x\x07")
+    signed = replace(evil, signature=ADA.sign(evil.body()))
+    for raw in (signed.to_json(), {**signed.to_json(), "executor": "\x1b[2Jada"}):
+        result = verify(tmp_path / "r", raw)
+        assert "\x1b" not in result.output
+        assert "\x07" not in result.output
+
+
 @pytest.mark.parametrize(
     "changes",
     [
