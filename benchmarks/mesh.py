@@ -74,6 +74,11 @@ class Unit:
         """Where it listens."""
         return f"/ip4/{LOOPBACK}/tcp/{self.port}"
 
+    def last_words(self) -> str:
+        """Return the end of what it said of its errors since it was last started."""
+        said = (self.folder / f"err{self.starts - 1}").read_text("utf-8", "replace").strip()
+        return said[-2_000:]
+
 
 class Mesh:
     """The peers, by name. Made by `open_mesh`."""
@@ -142,8 +147,7 @@ class Mesh:
                     break
                 raw += bytes(data)
         if b"\n" not in raw:
-            said = (unit.folder / f"err{unit.starts - 1}").read_text("utf-8", "replace").strip()
-            raise BenchmarkError(f"{unit.role.name} did not start: {said[-500:]}")
+            raise BenchmarkError(f"{unit.role.name} did not start: {unit.last_words()}")
         told: dict[str, Any] = json.loads(raw.partition(b"\n")[0])
         return told
 
@@ -182,7 +186,7 @@ class Mesh:
                 continue
             self._expected.add(process.pid)
             self.unbidden.append(name)
-            self.history.add("died", peer=name, status=process.returncode)
+            self.history.add("died", peer=name, status=process.returncode, said=unit.last_words())
 
     async def close(self) -> None:
         """End every process that was started."""

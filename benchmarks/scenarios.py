@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -194,16 +194,39 @@ async def _until_apart(mesh: Mesh, left: Sequence[str], right: Sequence[str], un
     return None if scope.cancelled_caught else round(trio.current_time() - began, 1)
 
 
-PHASE_S = 12.0
+PHASE_S = 30.0
+"""Seconds of a phase: some 150 answers, so that a 99th percentile is more than the slowest of them."""
 SETTLE_S = 3.0
 """Seconds between two phases, which belong to neither."""
 SLOW = Fault(delay_s=0.1, bytes_per_s=400.0)
 """A twentieth of what one stream needs: 40 pieces a second of some 200 bytes."""
 
 
+class Phase(NamedTuple):
+    """A stretch of time in which one thing is wrong, or nothing."""
+
+    kind: str
+    victim: str
+    begin: float
+    end: float
+
+    def tells(self, stream: Stream) -> bool:
+        """Whether a stream tells of it: of calm if it lies in it wholly, of harm if any of it does."""
+        if self.kind == "calm":
+            return self.begin <= stream.asked_at and stream.ended_at <= self.end
+        return stream.asked_at < self.end and stream.ended_at > self.begin
+
+    def struck(self, stream: Stream) -> bool:
+        """Whether the victim had it, or passed it on, when the harm began."""
+        if self.kind == "calm":
+            return False
+        return stream.asked_at < self.begin and self.victim in (*stream.first_path, *stream.path)
+
+
 async def stopped(folder: Path, seed: int, history: History) -> dict[str, Any]:
-    """Stop one peer, then make its links slow; between these nothing is wrong."""
-    phases: list[tuple[str, float, float]] = []
+    """Stop one peer, then make its links slow; between these nothing is wrong. The others' answers are all
+    but those that were on it when it was struck: it may be asked, and may write, all the same."""
+    phases: list[Phase] = []
     async with open_mesh(folder, seed, history, everybody(6)) as mesh:
         await mesh.until_whole()
         load = Load(mesh, history, Random(seed))
@@ -215,7 +238,7 @@ async def stopped(folder: Path, seed: int, history: History) -> dict[str, Any]:
                 load.askers = [name for name in names if name != victim]
                 began = trio.current_time()
                 await _harmed(mesh, kind, victim)
-                phases.append((kind, began, trio.current_time()))
+                phases.append(Phase(kind, victim, began, trio.current_time()))
                 await mesh.until_whole()
                 await trio.sleep(SETTLE_S)
         mesh.look_for_dead()
@@ -223,30 +246,22 @@ async def stopped(folder: Path, seed: int, history: History) -> dict[str, Any]:
     streams = [s for s in streams_of(history.rows).values() if s.over == "ended" and s.times]
     found: dict[str, Any] = {"goal_ratio": 2.0, "died_unbidden": unbidden}
     for kind in ("calm", "stopped", "slow"):
-        mine = [s for phase in phases if phase[0] == kind for s in streams if _is_of(s, phase)]
-        others = [s for s in mine if s.path[-1:] == s.first_path[-1:]]
+        mine = [(s, phase) for phase in phases if phase.kind == kind for s in streams if phase.tells(s)]
+        struck = [s for s, phase in mine if phase.struck(s)]
+        others = [s for s, phase in mine if not phase.struck(s)]
         waits = [s.times[0] - s.asked_at for s in others]
         found[kind] = {
             "answers": len(others),
             "first_p50_s": rounded(percentile(waits, 0.5), 3),
             "first_p99_s": rounded(percentile(waits, 0.99), 3),
             "whole_p99_s": rounded(percentile((s.ended_at - s.asked_at for s in others), 0.99), 3),
-            "moved": len(mine) - len(others),
-            "moved_whole_max_s": rounded(
-                max((s.ended_at - s.asked_at for s in mine if s not in others), default=None), 3
-            ),
+            "moved": sum(s.path[-1:] != s.first_path[-1:] for s in others),
+            "struck": len(struck),
+            "struck_whole_max_s": rounded(max((s.ended_at - s.asked_at for s in struck), default=None), 3),
         }
     for kind, figure in itertools.product(("stopped", "slow"), ("first_p99_s", "whole_p99_s")):
         found[f"{kind}_{figure}_ratio"] = rounded(over(found[kind][figure], found["calm"][figure]), 2)
     return found
-
-
-def _is_of(stream: Stream, phase: tuple[str, float, float]) -> bool:
-    """Whether a stream tells of a phase: of calm if it lies in it wholly, of harm if any of it does."""
-    kind, begin, end = phase
-    if kind == "calm":
-        return begin <= stream.asked_at and stream.ended_at <= end
-    return stream.asked_at < end and stream.ended_at > begin
 
 
 async def _harmed(mesh: Mesh, kind: str, victim: str) -> None:

@@ -214,7 +214,7 @@ class Relay:
     """Queries in flight."""
 
     accept_timeout_s: float = 0.5
-    """Seconds of silence after which a forwarded query is offered to the next peer (simulated)."""
+    """Seconds of silence after which a query is offered to the next peer, the round trip being unknown."""
     dial_patience_s: float = 1.0
     """Seconds a query waits for a link to the peer chosen for it. A guess: round trips and a handshake."""
     keepalive_s: float = 1.0

@@ -7,9 +7,6 @@ silently. Nothing here ever blocks the caller, and `on_event` is never called fr
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,25 +18,17 @@ import trio
 from p2pmesh import config as settings
 from p2pmesh.engine import base, frames
 from p2pmesh.errors import EngineError, LocalProtocolError, ModelLoadError, Reason
+from p2pmesh.peer import child
 from p2pmesh.query import Message, Options
 from p2pmesh.record import Device, ModelInfo
 
-STDERR_BYTES_MAX = 4_096
-"""What is kept of a child's last words."""
-STDERR_LINES = 3
-"""Lines of them that are shown when it crashes."""
-GRACE_S = 1.0
-"""Seconds a child has to exit when asked, and again when told, before it is killed."""
-_READ_BYTES = 65_536
+_LOOK_S = 1.0
+"""Seconds between two looks at how long a child has been silent."""
 
 State = Literal["loading", "ready", "asleep", "restarting", "quarantined", "closed"]
 """Asleep: it takes jobs, and loads its model again for the first one."""
 _End = Literal["crashed", "unloadable", "never lived", "idle"]
 """How a child ended. One that was asked to end, or misbehaved, has crashed too."""
-
-# No code runs that lies in the directory we happen to be in, which is what the empty entry means. (-P and
-# PYTHONSAFEPATH do the same, but only from Python 3.11.)
-_WORKER = "import sys; sys.path[:] = filter(None, sys.path); from p2pmesh.engine.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -172,9 +161,10 @@ class EngineHandle:
         self._refused.set()
 
     def _send(self, request: base.Request) -> None:
-        assert self._outbox is not None
+        if self._outbox is None:
+            return  # the child is coming to its end, and every job with it
         # It cannot be full: a job has at most two frames in it, and there are at most `jobs_max`.
-        with suppress(trio.BrokenResourceError):
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             self._outbox.send_nowait(frames.encode(request))
 
     def _handle(self, event: base.Event) -> None:
@@ -276,7 +266,7 @@ class EngineHandle:
         """Run one child until it dies. Returns why, in words and in kind."""
         self._served = False
         try:
-            process = await _spawn()
+            process = await child.spawn()
         except OSError as error:
             return f"no process can be started: {error}", "never lived"
         self.pid = process.pid
@@ -294,11 +284,11 @@ class EngineHandle:
             self._outbox = None
             with trio.CancelScope(shield=True):
                 # One that was cancelled mid-conversation is healthy, and stops when its stdin ends.
-                await _end(process, GRACE_S if not why else 0.0)
+                await child.end(process, child.GRACE_S if not why else 0.0)
             self.pid = None
         if idle:
             return self.detail, "idle"
-        return (why, "unloadable") if unloadable else (_epitaph(process, why, words), "crashed")
+        return (why, "unloadable") if unloadable else (child.epitaph(process, why, words), "crashed")
 
     async def _converse(self, process: trio.Process, words: bytearray) -> None:
         """Pass frames both ways until the child's stream ends. Raises `EngineError` when it misbehaves."""
@@ -307,12 +297,12 @@ class EngineHandle:
         outbox.send_nowait(frames.encode(self._spec))
         failure: list[EngineError] = []
         async with trio.open_nursery() as nursery, outbox, queue:
-            nursery.start_soon(_write, process, queue)
-            nursery.start_soon(_collect, process, words)
+            nursery.start_soon(child.write, process, queue)
+            nursery.start_soon(child.collect, process, words)
             nursery.start_soon(self._watch, nursery.cancel_scope, failure)
             try:
                 await self._read(process)
-                with trio.move_on_after(GRACE_S):  # its last words may still be on their way
+                with trio.move_on_after(child.GRACE_S):  # its last words may still be on their way
                     await process.wait()
                     await trio.sleep(0.01)
             except EngineError as error:
@@ -325,7 +315,7 @@ class EngineHandle:
         assert process.stdout is not None
         reader = frames.EventReader()
         with suppress(trio.BrokenResourceError):
-            while data := await process.stdout.receive_some(_READ_BYTES):
+            while data := await process.stdout.receive_some(child.READ_BYTES):
                 for event in reader.feed(bytes(data)):
                     self._handle(event)
 
@@ -352,9 +342,14 @@ class EngineHandle:
                 failure.append(EngineError(f"{said} {limit_s:g} s"))
                 scope.cancel()
                 return
-            # That the last job ended is no change of state, and is looked for.
-            with trio.move_on_at(min(due, now + (self._config.idle_unload_s or limit_s))):
+            look_at = min(due, now + _LOOK_S)
+            with trio.move_on_at(look_at):
                 await self._changed.wait()
+            away_s = trio.current_time() - look_at
+            if (
+                away_s > _LOOK_S
+            ):  # this process was stopped, and has not read yet what the child said meanwhile
+                started, self._heard = started + away_s, self._heard + away_s
 
 
 class _Idle(EngineError):
@@ -391,60 +386,3 @@ async def open_engine(
         handle._flush_refusals()
     if failure is not None:
         raise failure
-
-
-async def _spawn() -> trio.Process:
-    # The child gets no secret that we may have been given by the environment.
-    keep = {k: v for k, v in os.environ.items() if not k.startswith("P2PMESH_") or k == "P2PMESH_ENGINE_LOG"}
-    return await trio.lowlevel.open_process(
-        [sys.executable, "-c", _WORKER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=keep,
-    )
-
-
-async def _write(process: trio.Process, queue: trio.MemoryReceiveChannel[bytes]) -> None:
-    assert process.stdin is not None
-    with suppress(trio.BrokenResourceError):  # it died; the reader notices and tells
-        async for frame in queue:
-            await process.stdin.send_all(frame)
-
-
-async def _collect(process: trio.Process, words: bytearray) -> None:
-    assert process.stderr is not None
-    with suppress(trio.BrokenResourceError):
-        while data := await process.stderr.receive_some(_READ_BYTES):
-            if "P2PMESH_ENGINE_LOG" in os.environ:
-                sys.stderr.write(bytes(data).decode("utf-8", "replace"))
-            words += data
-            del words[:-STDERR_BYTES_MAX]
-
-
-async def _end(process: trio.Process, grace_s: float) -> None:
-    """See the child to its end: asked, then told, then killed; then reap it and close its pipes."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    await process.stdin.aclose()  # the end of its stdin is the end of the child
-    with trio.move_on_after(grace_s):
-        await process.wait()
-    if process.returncode is None and grace_s:
-        process.terminate()
-        with trio.move_on_after(grace_s):
-            await process.wait()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
-    await process.stdout.aclose()
-    await process.stderr.aclose()
-
-
-def _epitaph(process: trio.Process, why: str, words: bytearray) -> str:
-    """Return what a child died of, in one line."""
-    code = process.returncode or 0
-    cause = why or (f"killed by signal {-code}" if code < 0 else f"exit status {code}")
-    lines = [line.strip() for line in words.decode("utf-8", "replace").splitlines() if line.strip()]
-    last = " | ".join(lines[-STDERR_LINES:])
-    return f"the engine died: {cause}{f' ({last})' if last else ''}"[: base.DETAIL_CHARS_MAX]

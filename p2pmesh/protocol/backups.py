@@ -25,12 +25,6 @@ from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
 from p2pmesh.query import Chunk, Ended, Query, QueryId, Resume
 from p2pmesh.record import NOBODY, PeerId
 
-_ACK_S = 0.5
-"""Seconds in which a holder must say what it holds, or it is asked again, and then another: it delays what
-the asker reads. As `relay.accept_timeout_s`."""
-_FIRST_ACK_S = 0.25
-"""Seconds in which the first holder must say that it holds a query, or another is asked, which has twice as
-long: one that is stopped delays every first token, one far away is no worse for it. A guess."""
 _SILENT_S = 10.0
 """Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
 holds waits for it. A guess: by then the membership knows."""
@@ -85,19 +79,21 @@ class Backups:
         config: Config,
         out: list[Effect],
         holders: Callable[[str], Collection[PeerId]],
+        late_s: Callable[[PeerId], float],
         may_see: Callable[[PeerId, str], bool],
         flight: Callable[[QueryId], Flight | None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         ask: Callable[[Query, float], None],
         cancel: Callable[[QueryId, float], None],
     ) -> None:
-        """`holders` returns the links that may see a zone, `flight` a query in flight here; `ask` and
-        `cancel` do so for somebody at this peer; `reach` as in `relay`."""
+        """`holders` returns the links that may see a zone, `late_s` the seconds in which one must say what it
+        holds, `flight` a query in flight here; `ask` and `cancel` do so for somebody at this peer; `reach` as
+        in `relay`."""
         self._me = me
         self.holding = Holding(config, out, may_see)
         self._bytes_max = config.limits.accepted_bytes_max
         self._out = out
-        self._holders, self._flight = holders, flight
+        self._holders, self._late_s, self._flight = holders, late_s, flight
         self._reach, self._ask, self._cancel = reach, ask, cancel
         self._mine: dict[QueryId, _Mine] = {}
         self._wanted: dict[QueryId, _Wanted] = {}
@@ -187,7 +183,7 @@ class Backups:
         self._flush(mine)
         if mine.waiting:  # one that says something, but ever later, is as bad as one that says nothing
             since = mine.waiting[0][1]
-            mine.again = mine.again and since + _ACK_S <= now
+            mine.again = mine.again and since + self._late_s(peer) <= now
             self._watch(mine, since)
         else:
             mine.again = False
@@ -205,13 +201,18 @@ class Backups:
         self._next_holder(mine, now)
 
     def _next_holder(self, mine: _Mine, now: float) -> None:
-        """Choose one, in an order that no two queries share; nobody, where there is none left."""
+        """Choose one, a near one, in an order that no two queries share; nobody, where there is none left."""
         told = mine.acked >= 0
         mine.holder, mine.acked, mine.due, mine.again = NOBODY, -1, math.inf, False
         silent = [peer for peer, until in self._silent.items() if until > now]
         left = set(self._holders(mine.query.zone)).difference(mine.tried, silent)
         if left and len(mine.tried) < _HOLDERS_MAX and not mine.over and now < mine.deadline:
-            mine.holder = min(left, key=lambda peer: blake2b(f"{mine.query.id} {peer}".encode()).digest())
+
+            def order(peer: PeerId) -> tuple[int, bytes]:
+                lot = blake2b(f"{mine.query.id} {peer}".encode()).digest()
+                return round(math.log2(self._late_s(peer))), lot
+
+            mine.holder = min(left, key=order)
             mine.tried = (*mine.tried, mine.holder)
             self._let_hold(mine, now)
         else:
@@ -244,8 +245,9 @@ class Backups:
             self._out.append(Send(mine.holder, message))
 
     def _watch(self, mine: _Mine, now: float) -> None:
-        patience_s = _ACK_S if mine.acked >= 0 else _FIRST_ACK_S * 2.0 ** (len(mine.tried) - 1)
-        mine.due = min(now + patience_s, mine.deadline)
+        # It delays what the asker reads. The next has twice as long: where all are slow, one is good enough.
+        doubled = 1.0 if mine.acked >= 0 else 2.0 ** (len(mine.tried) - 1)
+        mine.due = min(now + self._late_s(mine.holder) * doubled, mine.deadline)
         self._due = min(self._due, mine.due)
 
     # -- what is over ----------------------------------------------------------------------------------

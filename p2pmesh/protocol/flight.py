@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from p2pmesh.errors import Untrusted
+from p2pmesh.protocol.flow import Flow
 from p2pmesh.protocol.messages import End, Forward, Refuse
 from p2pmesh.protocol.sealing import Cover, Sealing
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, QueryId, Search
@@ -91,6 +92,10 @@ class Flight:
     """Whom this peer has sealed it to."""
     hop: Hop | None = None
     """What was decided here, as the asker may read it, where others may not."""
+    flow: Flow = field(default_factory=Flow)
+    """How fast this attempt's answer comes. Kept where it was asked alone."""
+    moved: bool = False
+    """Whether it went on elsewhere because it came too slowly: that is done once."""
     crashes: int = 0
     """Models that crashed over it."""
     placed: bool = False
@@ -198,6 +203,7 @@ class Flight:
         attempt = self.query.attempt + 1
         self.query = replace(self.query, attempt=attempt, excluded=excluded, accepted=accepted)
         self.tried, self.sent, self.placed, self.tokens = tried, False, False, len(self.written)
+        self.flow = Flow()
 
     @property
     def closes(self) -> bool:

@@ -80,9 +80,17 @@ class Machine:
         parts = (self.membership, self.gossip, self._local, self.loads, experience, breakers)
         asked = (self._able, self._tried, self._may_see, lambda: self._now)
         planning = self._planning = Planning(me, name, config, *parts, *asked)
-        held = (self._holders, self._may_see, self._flight, self._reach, self._ask, self._cancel)
+        held = (
+            self._holders,
+            self._late_s,
+            self._may_see,
+            self._flight,
+            self._reach,
+            self._ask,
+            self._cancel,
+        )
         self.backups = Backups(me, config, self._out, *held)
-        sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed)
+        sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed, self._late_s)
         keys = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
         self._sealing = Sealing(me, *keys, now)
         proofs = (self._sealing, Receipts(me, self.codec, signer))
@@ -365,6 +373,11 @@ class Machine:
 
     def _can_embed(self) -> bool:
         return bool(self.gossip.me.record.capability.space)
+
+    def _late_s(self, peer: PeerId) -> float:
+        """Return the seconds after which a neighbour should have said that it has what it was sent."""
+        link, unknown_s = self.membership.links.get(peer), self._config.relay.accept_timeout_s
+        return unknown_s if link is None else min(link.late_s(unknown_s), self._config.relay.silence_max_s)
 
     def _sent(self, row: Scored, now: float) -> None:
         if row.next_hop == row.peer:  # it is not the neighbour on the way that has the work

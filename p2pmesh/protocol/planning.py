@@ -205,8 +205,7 @@ class Planning:
     def _rtt_s(self, neighbour: PeerId, distance: int) -> float:
         default = self._config.routing.rtt_default_s
         link = self._membership.links.get(neighbour)
-        measured = default if link is None or link.rtt_s is None else link.rtt_s
-        return measured + default * (distance - 1)
+        return (default if link is None else link.likely_rtt_s(default)) + default * (distance - 1)
 
     def _quality(self, peer: PeerId, topic: str, claim: float) -> float:
         """What an answer is worth, or that there is none: one that fails fast is never busy, and would draw

@@ -19,6 +19,11 @@ from p2pmesh.record import PeerId
 
 _RTT_GAIN = 0.125
 """Share of a new measurement in the smoothed round trip (RFC 6298)."""
+_DEVIATION_GAIN = 0.25
+_DEVIATIONS = 4.0
+"""RFC 6298's: an answer is late that takes the smoothed round trip and so many of its mean deviations."""
+_LATE_MIN_S = 0.2
+"""Least seconds after which an answer is late, however near: hosts stop processes so long (Linux: 0.2)."""
 _FOREVER = math.inf
 _SEQ_END = 2**31
 """Numbers of probes begin again here: the codec carries no higher ones."""
@@ -33,10 +38,36 @@ class Link:
     peer: PeerId
     since: float
     rtt_s: float | None = None
+    """The round trip, smoothed; None: nothing was measured."""
+    last_rtt_s: float = 0.0
+    """The last one measured."""
+    deviation_s: float = 0.0
+    """Mean deviation of the round trip."""
     heard_at: float = -math.inf
     """When it last answered a probe of ours."""
     missed: int = 0
     """Probes that it left unanswered, while it is no member."""
+
+    def measured(self, sample_s: float) -> None:
+        """A round trip took so long (RFC 6298)."""
+        self.last_rtt_s = sample_s
+        if self.rtt_s is None:
+            self.rtt_s, self.deviation_s = sample_s, sample_s / 2
+            return
+        self.deviation_s += _DEVIATION_GAIN * (abs(sample_s - self.rtt_s) - self.deviation_s)
+        self.rtt_s += _RTT_GAIN * (sample_s - self.rtt_s)
+
+    def late_s(self, unknown_s: float) -> float:
+        """Return the seconds after which an answer is late: `unknown_s` where nothing was measured, and where
+        the round trip is not half as long however it varies. A link that slows down is not waited for."""
+        if self.rtt_s is None:
+            return unknown_s
+        late_s = self.rtt_s + _DEVIATIONS * self.deviation_s
+        return max(_LATE_MIN_S, min(late_s, max(unknown_s, 2.0 * self.rtt_s)))
+
+    def likely_rtt_s(self, unknown_s: float) -> float:
+        """Return the round trip to reckon with: that it grew is known with one probe, that it fell is not."""
+        return unknown_s if self.rtt_s is None else max(self.rtt_s, self.last_rtt_s)
 
 
 @dataclass
@@ -126,9 +157,8 @@ class Prober:
             self._probes.remove(probe)
             link = self._links.get(peer)
             if probe.target == peer and link is not None:
-                sample = now - sent_at
                 link.heard_at, link.missed = now, 0
-                link.rtt_s = sample if link.rtt_s is None else link.rtt_s + _RTT_GAIN * (sample - link.rtt_s)
+                link.measured(now - sent_at)
             self._answered(probe.target)
             if probe.asked_by is not None:
                 asker, seq = probe.asked_by

@@ -18,7 +18,8 @@ from p2pmesh.protocol.flight import Flight, Phase
 from p2pmesh.protocol.flights import Flights
 from p2pmesh.protocol.messages import Refuse
 from p2pmesh.protocol.routing import Decision, Kind
-from p2pmesh.query import Query, Resume
+from p2pmesh.protocol.workload import AnswerLength
+from p2pmesh.query import Accepted, Query, Resume
 from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 RETRY_SHARE = 0.05
@@ -38,6 +39,10 @@ MODEL_PATIENCE_S = 10.0
 """Most seconds that a query waits for the one model that can take it and crashed: it is loaded again within
 2.3 s, median of 200 kills (docs/engine.md), and a large one takes longer. A guess."""
 
+_SOONER_TIMES = 3.0
+_SOONER_S = 1.0
+"""An answer goes on elsewhere if it takes so many times as long as it would there, and so much more: what it
+would take there is an estimate, and the prompt is read anew. A guess."""
 
 ON_THE_WAY = frozenset({Reason.NO_ROUTE, Reason.VISITED, Reason.PEER_LOST})
 """Refusals of a sealed query that those on the way make; all others are its executor's."""
@@ -71,6 +76,7 @@ class Recovery:
         me: PeerId,
         config: Config,
         flights: Flights,
+        lengths: AnswerLength,
         breakers: Breakers,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         hopes: Callable[[Query], bool],
@@ -81,7 +87,7 @@ class Recovery:
         with."""
         self._me = me
         self._config, self._limits = config.relay, config.limits
-        self._flights = flights
+        self._flights, self._lengths = flights, lengths
         self._breakers = breakers
         self._plan, self._hopes, self._route = plan, hopes, route
         self.budget = RetryBudget()
@@ -162,6 +168,30 @@ class Recovery:
         self._flights.release(flight)
         self.lost(flight, (peer,), now)
 
+    def flows(self, flight: Flight, peer: PeerId, tokens: int, now: float) -> None:
+        """The next `tokens` of an answer asked here came. If they trickle, and somebody with the very same
+        model would have it whole much sooner, it goes on there: a slow peer loses its work, no query."""
+        rate = flight.flow.came(tokens, now)
+        if rate is None or flight.moved or flight.query.resume is Resume.NEVER:
+            return
+        left_s = self._lengths.left(flight.query.options.max_tokens, len(flight.written)) / max(rate, 1e-3)
+        if left_s <= _SOONER_S:
+            return
+        slow = (peer, flight.path[-1].peer) if flight.path else (peer,)
+        excluded, accepted = flight.excluded_with(slow), flight.accepted()
+        if self._cannot_go_on(flight, excluded, accepted):
+            return
+        budget_s = max(0.0, flight.deadline - now)
+        query = replace(flight.query, excluded=excluded, accepted=accepted, budget_s=budget_s)
+        row = self._plan(query, (), now).chosen
+        if row is None or not row.continues or left_s <= _SOONER_TIMES * row.time_s + _SOONER_S:
+            return
+        if self.budget.spend(now):
+            flight.moved = True
+            self._breakers.failed(peer, now)
+            self._flights.release(flight)
+            self._again(flight, slow, Reason.PEER_LOST, "the answer came too slowly", now)
+
     def crashed(self, flight: Flight, peer: PeerId, server: PeerId, now: float) -> None:
         """A model of `server` crashed over it (NOBODY: whether one did nobody knows), as `peer` says, to whom
         it was sent. The origin alone tries another, and not for ever: it may be the query that kills them,
@@ -220,11 +250,18 @@ class Recovery:
         accepted = flight.accepted()
         if accepted is not None and flight.query.resume is Resume.NEVER:
             return self._flights.end_badly(flight, reason, how)
-        if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
-            return self._flights.end_badly(flight, reason, f"{how}, and too many before it")
-        if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
-            return self._flights.end_badly(flight, reason, f"{how}, and so long an answer cannot be resumed")
+        why_not = self._cannot_go_on(flight, excluded, accepted)
+        if why_not:
+            return self._flights.end_badly(flight, reason, f"{how}, and {why_not}")
         flight.begin_again(excluded, tuple(p for p in without if p == self._me), accepted)
         # If nobody can go on, the asker is told why his answer stopped, not that there is no route.
         flight.refusal = Refuse(*flight.ident, reason, how) if accepted is not None else None
         return self._anew(flight, now)
+
+    def _cannot_go_on(self, flight: Flight, excluded: tuple[PeerId, ...], accepted: Accepted | None) -> str:
+        """Return why there is no further attempt, past all the `excluded`; empty: there may be."""
+        if flight.query.attempt + 1 >= self._config.attempts_max or len(excluded) > self._limits.excluded_max:
+            return "too many before it"
+        if accepted is not None and len(accepted.text.encode()) > self._limits.accepted_bytes_max:
+            return "so long an answer cannot be resumed"
+        return ""

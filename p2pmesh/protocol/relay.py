@@ -51,24 +51,22 @@ class Relay:
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         hopes: Callable[[Query], bool],
         can_embed: Callable[[], bool],
+        late_s: Callable[[PeerId], float],
         deliver: Callable[[Deliver | Fail], None],
         answered: Callable[[Query, Ended], None],
         out: list[Effect],
     ) -> None:
         self.me, self.name = me, name
         self.flights = Flights(config, out, deliver, answered)
-        self._deliver = deliver
-        self._config = config.relay
-        self._limits = config.limits
+        self._deliver, self._out = deliver, out
+        self._config, self._limits = config.relay, config.limits
         self._local = local
-        self._plan = plan
-        self._sent = sent
-        self._reach = reach
+        self._plan, self._sent, self._reach = plan, sent, reach
         self._can_embed = can_embed
-        self._out = out
+        self._late_s = late_s
         self._breakers = breakers
         self._sealing, self._receipts = sealing, receipts
-        self._recovery = Recovery(me, config, self.flights, breakers, plan, hopes, self._route)
+        self._recovery = Recovery(me, config, self.flights, local.lengths, breakers, plan, hopes, self._route)
 
     @property
     def retries(self) -> int:
@@ -235,6 +233,8 @@ class Relay:
         flight.phase = Phase.RELAYING
         flight.silent_at = now + self._config.silence_max_s
         self.flights.pass_up(flight, chunk, now)
+        if flight.upstream is None:
+            self._recovery.flows(flight, peer, len(chunk.tokens), now)
 
     def on_end(self, peer: PeerId, message: End, now: float) -> None:
         """The answer is whole."""
@@ -409,7 +409,7 @@ class Relay:
     def _send_onward(self, flight: Flight, peer: PeerId, now: float) -> None:
         assert flight.onward is not None, "a flight that was offered has something to send"
         flight.phase, flight.sent = Phase.OFFERED, True
-        flight.silent_at = now + self._config.accept_timeout_s
+        flight.silent_at = now + self._late_s(peer)
         self.flights.watch(flight)
         self._out.append(Send(peer, flight.onward))
         flight.onward = None

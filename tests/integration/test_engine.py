@@ -9,8 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ import trio
 from p2pmesh import config
 from p2pmesh.engine import base, catalog, embedder, frames, tune
 from p2pmesh.errors import ConfigError, EngineError, LocalProtocolError, ModelLoadError, Reason
-from p2pmesh.peer import engines
+from p2pmesh.peer import child
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.query import Message, Options, Usage
 from p2pmesh.record import ModelInfo
@@ -88,7 +89,7 @@ def echo(**fields: Any) -> base.Load:
     return base.Load(**{"kind": "echo", "name": "echo", "tokens_per_s": 1_000.0, **fields})
 
 
-async def child(program: str) -> trio.Process:
+async def program_of(program: str) -> trio.Process:
     """Start another program where the worker would be."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return await trio.lowlevel.open_process([sys.executable, "-c", program], **pipes)
@@ -226,7 +227,7 @@ async def test_leaving_the_block_ends_jobs_and_child():
 
 
 async def test_being_cancelled_ends_a_child_that_is_stopped(monkeypatch: Any):
-    monkeypatch.setattr(engines, "GRACE_S", 0.1)
+    monkeypatch.setattr(child, "GRACE_S", 0.1)
     pid = None
     with trio.CancelScope() as scope:
         async with running(echo(tokens_per_s=1.0)) as engine:
@@ -246,6 +247,37 @@ async def test_a_child_that_falls_silent_over_its_work_is_ended():
         failed = await engine.end("a")
         assert "it had work and said nothing for 2 s" in failed.detail
         await engine.handle.wait_ready()
+
+
+async def test_who_was_stopped_himself_does_not_take_his_child_for_silent():
+    async with running(echo(tokens_per_s=5.0), stall_max_s=2.5) as engine:
+        engine.ask("a", "x " * 10)
+        await engine.until(lambda: engine.text("a"))
+        engine.kill(signal.SIGSTOP)  # or it would speak in time, now and then
+        time.sleep(4.0)  # nobody here runs  # noqa: ASYNC251
+        engine.kill(signal.SIGCONT)
+        assert isinstance(await engine.end("a"), base.Finished)
+
+
+async def test_a_job_that_comes_while_the_child_comes_to_its_end_fails_with_the_others(monkeypatch: Any):
+    end = child.end
+
+    async def late(process: trio.Process, grace_s: float) -> None:
+        with suppress(LocalProtocolError):
+            engine.ask("b", "one two")
+            engine.handle.abort("b")
+            engine.ask("c", "one two")
+        await end(process, grace_s)
+
+    async with running(echo(tokens_per_s=5.0)) as engine:
+        engine.ask("a", "x " * 20)
+        await engine.until(lambda: engine.text("a"))
+        monkeypatch.setattr(child, "end", late)
+        engine.kill(signal.SIGKILL)
+        assert [(await engine.end(job)).reason for job in ("a", "c")] == [Reason.ENGINE_FAILED] * 2
+        monkeypatch.setattr(child, "end", end)
+        await engine.handle.wait_ready()
+        assert engine.ends("b") == []
 
 
 async def test_slow_work_is_not_silence():
@@ -276,7 +308,7 @@ async def test_one_that_cannot_wake_fails_what_it_was_woken_for(monkeypatch: Any
         with trio.fail_after(HANG_S):
             while engine.handle.state != "asleep":  # noqa: ASYNC110
                 await trio.sleep(0.01)
-        monkeypatch.setattr(engines, "_spawn", lambda: child("raise SystemExit(3)"))
+        monkeypatch.setattr(child, "spawn", lambda: program_of("raise SystemExit(3)"))
         engine.ask("a", "x")
         failed = await engine.end("a")
         assert failed.reason is Reason.ENGINE_FAILED
@@ -333,8 +365,8 @@ async def test_what_a_child_would_choke_on_is_refused_at_home():
     ],
 )
 async def test_a_child_that_cannot_start_is_quarantined(monkeypatch: Any, program: str, said: str):
-    monkeypatch.setattr(engines, "_spawn", lambda: child(program))
-    monkeypatch.setattr(engines, "GRACE_S", 0.1)
+    monkeypatch.setattr(child, "spawn", lambda: program_of(program))
+    monkeypatch.setattr(child, "GRACE_S", 0.1)
     timeout = 0.5 if "0.5" in said else 60.0
     async with running(echo(), wait=False, load_timeout_s=timeout) as engine:
         with pytest.raises(ModelLoadError) as caught:
@@ -380,7 +412,7 @@ frame()
 os.write(1, {frames.encode(said)!r})
 os.read(0, 1)
 """
-    monkeypatch.setattr(engines, "_spawn", lambda: child(program))
+    monkeypatch.setattr(child, "spawn", lambda: program_of(program))
     async with running(echo()) as engine:
         if kind == "answer":
             engine.ask("a", "x")
@@ -393,7 +425,7 @@ os.read(0, 1)
 
 async def test_a_child_that_takes_another_name_is_quarantined(monkeypatch: Any):
     ready = base.Ready(ModelInfo("gpt-5", "", 1, 1.0, 1.0, 1))
-    monkeypatch.setattr(engines, "_spawn", lambda: child(saying(ready)))
+    monkeypatch.setattr(child, "spawn", lambda: program_of(saying(ready)))
     async with running(echo(), wait=False) as engine:
         with pytest.raises(ModelLoadError, match="it calls itself 'gpt-5', not 'echo'"):
             await engine.handle.wait_ready()
@@ -402,7 +434,7 @@ async def test_a_child_that_takes_another_name_is_quarantined(monkeypatch: Any):
 
 
 async def test_when_no_process_can_be_started_it_tries_again_and_waits_longer_each_time(monkeypatch: Any):
-    real_spawn, real_sleep = engines._spawn, trio.sleep
+    real_spawn, real_sleep = child.spawn, trio.sleep
     forks, pauses = 0, []
 
     async def spawn() -> trio.Process:
@@ -416,7 +448,7 @@ async def test_when_no_process_can_be_started_it_tries_again_and_waits_longer_ea
         pauses.append(seconds)
         await real_sleep(seconds)
 
-    monkeypatch.setattr(engines, "_spawn", spawn)
+    monkeypatch.setattr(child, "spawn", spawn)
     monkeypatch.setattr(trio, "sleep", sleep)
     async with running(echo(), restart_min_s=0.02) as engine:
         assert engine.kinds() == [EngineDown] * 3 + [EngineUp]
@@ -432,14 +464,14 @@ async def test_when_no_process_can_be_started_it_tries_again_and_waits_longer_ea
 
 
 async def test_a_model_that_was_ready_and_cannot_be_loaded_now_is_tried_again(monkeypatch: Any):
-    real, starts = engines._spawn, 0
+    real, starts = child.spawn, 0
 
     async def spawn() -> trio.Process:
         nonlocal starts
         starts += 1
-        return await (real() if starts in (1, 5) else child(saying(base.LoadFailed("no memory"))))
+        return await (real() if starts in (1, 5) else program_of(saying(base.LoadFailed("no memory"))))
 
-    monkeypatch.setattr(engines, "_spawn", spawn)
+    monkeypatch.setattr(child, "spawn", spawn)
     async with running(echo()) as engine:
         engine.kill()
         await engine.until(lambda: engine.kinds() == [EngineUp] + [EngineDown] * 4 + [EngineUp])
@@ -449,7 +481,7 @@ async def test_a_model_that_was_ready_and_cannot_be_loaded_now_is_tried_again(mo
 
 
 async def test_a_model_that_never_was_ready_and_cannot_be_loaded_is_not_tried_again(monkeypatch: Any):
-    monkeypatch.setattr(engines, "_spawn", lambda: child(saying(base.LoadFailed("no GGUF"))))
+    monkeypatch.setattr(child, "spawn", lambda: program_of(saying(base.LoadFailed("no GGUF"))))
     async with running(echo(), wait=False) as engine:
         with pytest.raises(ModelLoadError, match="no GGUF"):
             await engine.handle.wait_ready()
@@ -458,7 +490,7 @@ async def test_a_model_that_never_was_ready_and_cannot_be_loaded_is_not_tried_ag
 
 async def test_a_model_that_was_ready_and_now_kills_its_child_is_quarantined(monkeypatch: Any):
     async with running(echo()) as engine:
-        monkeypatch.setattr(engines, "_spawn", lambda: child("import os; os.abort()"))
+        monkeypatch.setattr(child, "spawn", lambda: program_of("import os; os.abort()"))
         engine.kill()
         await engine.until(lambda: engine.handle.state == "quarantined")
         assert engine.kinds() == [EngineUp] + [EngineDown] * 3

@@ -142,8 +142,30 @@ def test_who_held_it_before_is_asked_twice_as_something_may_have_been_lost() -> 
     holder = bench.holder(bench.begun)
     bench.say(holder, m.Kept(ID, 0))
     bench.handle(wrote(0))
-    assert bench.holder(bench.wait(0.51)) == holder
-    assert bench.holder(bench.wait(0.51)) != holder
+    assert bench.holder(bench.wait(0.21)) == holder
+    assert bench.holder(bench.wait(0.21)) != holder
+
+
+def test_a_link_that_is_slow_by_nature_has_time_to_say_that_it_holds() -> None:
+    bench = Guarded(A)
+    link = bench.machine.membership.links[A]
+    for _ in range(40):
+        link.measured(0.6)
+    asked = replace(ASKED, id=QueryId("f" * 32))
+    bench.handle(e.Asked(asked, guarded=True))
+    bench.wait(0.55)
+    assert e.Guarded(A) in delivered(bench.say(A, m.Kept(asked.id, 0)))
+
+
+def test_who_is_far_holds_nothing_while_somebody_is_near() -> None:
+    bench = Guarded(A, B, C)
+    for peer in (A, C):
+        bench.machine.membership.links[peer].measured(1.0)
+    holders = set()
+    for number in range(20):
+        asked = replace(ASKED, id=QueryId(f"{number + 99:032x}"))
+        holders.add(bench.holder(bench.handle(e.Asked(asked, guarded=True))))
+    assert holders == {B}
 
 
 def test_a_holder_that_is_ever_later_is_replaced() -> None:
@@ -223,8 +245,8 @@ def test_who_held_it_and_says_nothing_more_is_told_of_as_no_holder() -> None:
     bench = Guarded(B)
     bench.say(B, m.Kept(ID, 0))
     bench.handle(wrote(0))
-    assert delivered(bench.wait(0.51)) == []
-    effects = bench.wait(0.51)
+    assert delivered(bench.wait(0.21)) == []
+    effects = bench.wait(0.21)
     assert delivered(effects) == [e.Guarded(NOBODY), chunk(0)]
     assert texts(bench.handle(wrote(1))) == "1 "
 

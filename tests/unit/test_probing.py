@@ -91,6 +91,35 @@ def test_round_trips_are_smoothed() -> None:
         on.now += rtt
         on.ack(A, seq)
     assert on.links[A].rtt_s == pytest.approx(0.09)
+    assert on.links[A].deviation_s == pytest.approx(0.04 + (0.08 - 0.04) / 4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "late_s"),
+    [
+        ((), 0.5),
+        ((0.001,) * 9, 0.2),  # near: no sooner than a host may stop a process
+        ((0.6,), 1.2),  # one says little
+        ((0.6,) * 40, 0.6),  # a satellite's, and always the same
+        ((0.5, 0.7) * 40, 1.0),  # the same, and it varies
+        ((*(0.001,) * 9, 0.4, 0.4), 0.5),  # it was near, and is no longer
+    ],
+)
+def test_an_answer_is_late_after_what_the_link_is_used_to(samples: tuple[float, ...], late_s: float) -> None:
+    link = Link(A, START)
+    for sample in samples:
+        link.measured(sample)
+    assert link.late_s(0.5) == pytest.approx(late_s, abs=0.05)
+
+
+def test_one_probe_shows_that_a_link_slowed_down_and_not_that_it_is_as_it_was() -> None:
+    link = Link(A, START)
+    assert link.likely_rtt_s(0.005) == 0.005
+    for sample in (0.001, 0.001, 0.3):
+        link.measured(sample)
+    assert link.likely_rtt_s(0.005) == 0.3
+    link.measured(0.001)
+    assert 0.03 < link.likely_rtt_s(0.005) < 0.04
 
 
 def test_a_silent_one_is_tried_directly_a_few_times_then_through_others_then_judged() -> None:

@@ -12,7 +12,7 @@ from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.messages import Line
 from p2pmesh.protocol.recovery import MODEL_PATIENCE_S, RETRY_SHARE, ROUTE_PATIENCE_S, RetryBudget
-from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Usage
+from p2pmesh.query import Accepted, Chunk, Ended, Hop, Options, Query, Resume, Usage
 from p2pmesh.record import PeerId, Version
 from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, of, query, receipted, sent, signed
 
@@ -369,3 +369,98 @@ def test_a_full_queue_upstream_is_told_when_to_come_back() -> None:
     effects = bench.say(bench.target(effects), m.Refuse(came.id, 0, Reason.OVERLOADED, "full", 3.0))
     [refusal] = sent(effects, m.Refuse, PeerId("z"))
     assert (refusal.reason, refusal.retry_after_s) == (Reason.OVERLOADED, 3.0)
+
+
+# -- one that comes too slowly ------------------------------------------------------------------------
+
+
+def trickling(
+    gap_s: float, other: object = MODEL, pieces: int = 12, **changes: object
+) -> tuple[Bench, PeerId, PeerId, list[e.Effect]]:
+    """Ask one of two peers, whose pieces come every `gap_s`; return who that was, who is the other, and all
+    that happened."""
+    bench = Bench(UNABLE)
+    bench.link(A)
+    asked = query(1, origin=ME, options=Options(max_tokens=200), budget_s=600.0, **changes)
+    bench.ask(asked)
+    if other is not None:
+        bench.link(B, capability=replace(UNABLE, models=(other,)))  # type: ignore[arg-type]
+    path = (Hop(ME, "me", ""), Hop(A, "a", ""))
+    effects = bench.say(A, m.Accept(asked.id, 0, True, 0.1, path, MODEL.digest))
+    for index in range(pieces):
+        bench.now += gap_s
+        effects += bench.say(A, m.Tokens(Chunk(asked.id, 0, index, (index,), f"{index} ")))
+    return bench, A, B, effects
+
+
+def test_an_answer_that_trickles_goes_on_where_it_is_whole_sooner() -> None:
+    bench, slow, other, effects = trickling(0.5)
+    [forward] = sent(effects, m.Forward, other)
+    assert sent(effects, m.Cancel, slow) == [m.Cancel(query(1).id, 0)]
+    assert (forward.query.attempt, forward.query.excluded) == (1, (slow,))
+    assert forward.query.accepted == Accepted((0, 1, 2), "0 1 2 ", 3, MODEL.digest)
+    assert bench.machine._breakers.success(slow, bench.now) < 1.0
+
+
+def test_it_moves_once() -> None:
+    bench, slow, other, _ = trickling(0.5, pieces=3)
+    bench.wait(0.0)
+    path = (Hop(ME, "me", ""), Hop(other, "b", ""))
+    bench.say(other, m.Accept(query(1).id, 1, True, 0.1, path, MODEL.digest))
+    bench.link(C)
+    effects = []
+    for index in range(3, 12):
+        bench.now += 0.5
+        effects += bench.say(other, m.Tokens(Chunk(query(1).id, 1, index, (index,), f"{index} ")))
+    assert len(of(effects, e.Deliver)) == 9
+    assert not sent(effects, m.Forward)
+    assert slow == A
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "other", "changes"),
+    [
+        (0.02, MODEL, {}),
+        (0.5, None, {}),
+        (0.5, replace(MODEL, digest="11" * 32), {}),
+        (0.5, replace(MODEL, decode_tps=3.0), {}),
+        (0.5, MODEL, {"resume": Resume.NEVER}),
+    ],
+    ids=["fast", "nobody else", "another model", "no sooner there", "it must not be resumed"],
+)
+def test_an_answer_stays_where_moving_it_is_no_gain_or_may_not_be(
+    gap_s: float, other: object, changes: dict[str, object]
+) -> None:
+    _, _, _, effects = trickling(gap_s, other, pieces=100, **changes)
+    assert len(of(effects, e.Deliver)) == 101
+    assert not sent(effects, m.Forward)
+
+
+def test_answers_move_no_oftener_than_retries_may() -> None:
+    bench, _, _, _ = trickling(0.5, pieces=2)
+    while bench.machine.relay._recovery.budget.spend(bench.now):
+        pass
+    effects = bench.say(A, m.Tokens(Chunk(query(1).id, 0, 2, (2,), "2 ")))
+    assert not sent(effects, m.Forward)
+    assert len(of(effects, e.Deliver)) == 1
+
+
+def test_an_answer_too_long_to_be_resumed_stays() -> None:
+    bench, _, _, _ = trickling(0.5, pieces=2)
+    long = "x" * bench.config.limits.accepted_bytes_max
+    effects = bench.say(A, m.Tokens(Chunk(query(1).id, 0, 2, (2,), long)))
+    assert not sent(effects, m.Forward)
+    assert not of(effects, e.Fail)
+
+
+def test_at_a_relay_nothing_moves() -> None:
+    bench = Bench(UNABLE)
+    bench.link(A, B, C)
+    bench.say(C, m.Forward(query(1, origin=C, options=Options(max_tokens=200), path=(Hop(C, "c", ""),))))
+    [to] = [flight.downstream for flight in bench.machine.relay.flights]
+    assert to is not None
+    effects = []
+    for index in range(12):
+        bench.now += 0.5
+        effects += bench.say(to, m.Tokens(Chunk(query(1).id, 0, index, (index,), "x ")))
+    assert len(sent(effects, m.Tokens, C)) == 12

@@ -244,6 +244,24 @@ def test_silence_means_the_next_peer_and_a_new_attempt_without_the_silent_one() 
     assert (forward.query.attempt, forward.query.excluded) == (1, (first,))
 
 
+@pytest.mark.parametrize(
+    ("round_trip_s", "silence_max_s", "late_s"),
+    [(None, 3.0, 0.5), (0.001, 3.0, 0.2), (0.4, 3.0, 0.8), (0.4, 0.7, 0.7)],
+    ids=["never measured", "near", "far", "no longer than any silence"],
+)
+def test_how_long_an_offer_may_go_unanswered_its_link_says(
+    round_trip_s: float | None, silence_max_s: float, late_s: float
+) -> None:
+    bench = asker(A, config=Config(relay=Relay(silence_max_s=silence_max_s, keepalive_s=0.5)))
+    link = bench.machine.membership.links[A]
+    link.rtt_s = None
+    if round_trip_s is not None:
+        link.measured(round_trip_s)
+    forwarded(bench.ask())
+    assert not sent(bench.wait(late_s - 0.02), m.Cancel)
+    assert sent(bench.wait(0.04), m.Cancel, A) == [m.Cancel(ID, 0)]
+
+
 def test_an_accept_buys_patience_that_ends() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
@@ -515,7 +533,7 @@ def test_an_error_that_is_nobody_s_loss_ends_an_answer_that_has_begun() -> None:
 def test_late_words_of_a_dead_attempt_are_dropped() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
-    bench.wait(bench.config.relay.accept_timeout_s)
+    bench.wait(0.25)
     for message in (chunk(0), end(0), m.Accept(ID, 0, True), refuse(Reason.VISITED)):
         effects = bench.say(first, message)
         assert not of(effects, e.Deliver) + of(effects, e.Fail)
