@@ -1,8 +1,8 @@
 """Every knob: its default, its unit, and where the number came from.
 
 Frozen values and the relations between them, nothing read from outside: files, environment and flags are
-merged in `peer.settings`. A default lives here and nowhere else. `docs/configuration.md` is generated from
-this file, so the text under each field is the manual.
+merged in `peer.settings`. A default lives here, and that of a bound in `limits`, and nowhere else:
+`docs/configuration.md` is generated from both, so the text under each field is the manual.
 """
 
 from __future__ import annotations
@@ -12,75 +12,8 @@ import re
 from dataclasses import dataclass, field
 
 from p2pmesh.errors import ConfigError
-
-
-def _positive(section: object, *names: str) -> None:
-    for name in names:
-        value, key = getattr(section, name), f"{type(section).__name__.lower()}.{name}"
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{key} must be above 0 and finite, not {value!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Bounds on what one query or one frame may hold. Breaking one is a clear refusal, never a cut."""
-
-    frame_bytes_max: int = 262_144
-    """Longest frame on the wire, in bytes. Room for a prompt of 128 KiB and its envelope."""
-    decode_items_max: int = 8_192
-    """Most msgpack items in one frame; 1 MB of empty maps would decode to 73 MB (measured)."""
-    decode_depth_max: int = 8
-    """Deepest nesting in one frame; our own messages need 6."""
-    prompt_bytes_max: int = 131_072
-    """Longest prompt, all messages together, in UTF-8 bytes."""
-    messages_max: int = 256
-    """Most messages in one conversation."""
-    max_tokens_max: int = 8_192
-    """Longest answer that may be asked for, in tokens."""
-    stop_max: int = 8
-    """Most stop texts in one query. OpenAI allows 4."""
-    stop_bytes_max: int = 256
-    """Longest stop text, in UTF-8 bytes."""
-    top_k_max: int = 256
-    """Most tokens a draw may choose among: sorting more costs more than the draw (measured)."""
-    logit_bias_max: int = 256
-    """Most tokens whose likelihood a query may shift. OpenAI allows 300."""
-    top_logprobs_max: int = 20
-    """Most likely tokens that may be told beside each token of an answer. As OpenAI's."""
-    schema_bytes_max: int = 16_384
-    """Longest JSON schema of an answer, in UTF-8 bytes. A guess: those of most tools have a few hundred."""
-    hops_max: int = 16
-    """Longest path of a query, in peers."""
-    excluded_max: int = 32
-    """Most peers a query may carry as dead or tried."""
-    records_per_frame_max: int = 16
-    """Most signed records in one frame, so that one stays under `frame_bytes_max`, certificates too."""
-    digest_max: int = 1_024
-    """Most lines in one digest: the record cache."""
-    record_bytes_max: int = 7_700
-    """Longest signed record, in bytes: 16 skills of 384 bytes and their names, and 8 GPUs."""
-    skills_max: int = 16
-    """Most skills of one peer."""
-    models_max: int = 16
-    """Most models of one peer."""
-    addresses_max: int = 8
-    """Most addresses of one peer."""
-    name_bytes_max: int = 64
-    """Longest name of a peer, a skill, a model or a zone, in UTF-8 bytes."""
-    dimensions_max: int = 1_024
-    """Longest vector, in dimensions. all-MiniLM-L6-v2 has 384."""
-    accepted_bytes_max: int = 65_536
-    """Longest part of an answer that another peer goes on from, in UTF-8 bytes: 8 192 tokens of English twice
-    over. A longer one cannot be resumed."""
-    chunk_bytes_max: int = 16_384
-    """Longest text of one chunk, in UTF-8 bytes."""
-
-    def __post_init__(self) -> None:
-        _positive(self, *self.__dataclass_fields__)
-        if self.prompt_bytes_max > self.frame_bytes_max // 2:
-            raise ConfigError("limits.prompt_bytes_max must be at most half of limits.frame_bytes_max")
-        if self.records_per_frame_max * (self.record_bytes_max + 8_300) > self.frame_bytes_max:
-            raise ConfigError("limits.records_per_frame_max records must fit in limits.frame_bytes_max")
+from p2pmesh.limits import Limits as Limits
+from p2pmesh.limits import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +64,7 @@ class Membership:
     dials too, for the first may be unable to. A guess."""
 
     def __post_init__(self) -> None:
-        _positive(self, *self.__dataclass_fields__)
+        positive(self, *self.__dataclass_fields__)
         if self.probe_timeout_s * (self.direct_tries + 1) >= self.probe_interval_s:
             raise ConfigError(
                 "membership.probe_timeout_s times direct_tries + 1 must stay below probe_interval_s"
@@ -165,7 +98,7 @@ class Gossip:
     """Most links that get our load."""
 
     def __post_init__(self) -> None:
-        _positive(self, *self.__dataclass_fields__)
+        positive(self, *self.__dataclass_fields__)
         if self.load_interval_min_s >= self.load_keepalive_s:
             raise ConfigError("gossip.load_interval_min_s must stay below gossip.load_keepalive_s")
 
@@ -202,7 +135,7 @@ class Routing:
     def __post_init__(self) -> None:
         if self.lambda_s < 0:
             raise ConfigError(f"routing.lambda_s must not be below 0, not {self.lambda_s!r}")
-        _positive(self, "near", "rtt_default_s", "bytes_per_token", "bytes_per_token_max")
+        positive(self, "near", "rtt_default_s", "bytes_per_token", "bytes_per_token_max")
         if not -1.0 <= self.far < self.near <= 1.0:
             raise ConfigError("routing.far must stay below routing.near, both within -1..1")
         if not 0.0 <= self.general_quality <= 1.0:
@@ -239,7 +172,7 @@ class Relay:
     """Most finished attempts remembered, so that a duplicate is answered and not served again."""
 
     def __post_init__(self) -> None:
-        _positive(self, *(set(self.__dataclass_fields__) - {"resume"}))
+        positive(self, *(set(self.__dataclass_fields__) - {"resume"}))
         if self.resume not in ("any", "same-model", "never"):
             raise ConfigError(f"relay.resume must be any, same-model or never, not {self.resume!r}")
         if self.attempts_max > 255:
@@ -284,7 +217,7 @@ class Net:
     """Bytes asked for at once: small reads cost a window update each (measured)."""
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             self,
             "dial_timeout_s",
             "outbox_frames_max",
@@ -335,7 +268,7 @@ class Engine:
     """Seconds an engine with work may stay silent before its process is ended. 60 steps, as measured."""
 
     def __post_init__(self) -> None:
-        _positive(self, *(set(self.__dataclass_fields__) - {"gpu_layers", *_MAY_BE_0}))
+        positive(self, *(set(self.__dataclass_fields__) - {"gpu_layers", *_MAY_BE_0}))
         for name in _MAY_BE_0:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"engine.{name} must not be below 0, not {getattr(self, name)!r}")
@@ -346,7 +279,13 @@ class Http:
     """The OpenAI-compatible door."""
 
     bind: str = "127.0.0.1:7411"
-    """HOST:PORT; port 0 takes a free one; empty: no HTTP. Loopback only until keys exist."""
+    """HOST:PORT on loopback, which asks nobody who he is; port 0 takes a free one; empty: no HTTP."""
+    public: str = ""
+    """HOST:PORT for other machines: TLS, and a key (`p2pmesh key create`) for each request; empty: none."""
+    certificate: str = ""
+    """PEM file of the certificate that `public` shows, and those above it."""
+    private_key: str = ""
+    """PEM file of its key."""
     body_bytes_max: int = 1_048_576
     """Longest request body, in bytes."""
     request_timeout_s: float = 120.0
@@ -355,7 +294,11 @@ class Http:
     """Most requests served at once; one more is answered 503 with a retry-after."""
 
     def __post_init__(self) -> None:
-        _positive(self, "body_bytes_max", "request_timeout_s", "requests_max")
+        positive(self, "body_bytes_max", "request_timeout_s", "requests_max")
+        if self.public and not (self.certificate and self.private_key):
+            raise ConfigError(
+                "http.public needs http.certificate and http.private_key: keys travel by TLS alone"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

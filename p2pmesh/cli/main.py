@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from p2pmesh.cli import client
+from p2pmesh.cli.key import key
 from p2pmesh.cli.mesh import invite, join, mesh, revoke
 from p2pmesh.cli.up import up
 from p2pmesh.cli.verify import verify
@@ -73,6 +74,7 @@ main.add_command(invite)
 main.add_command(join)
 main.add_command(revoke)
 main.add_command(verify)
+main.add_command(key)
 
 
 @main.command(add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -161,7 +161,7 @@ async def _call_after(event: Any, then: Any) -> None:
 async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) -> None:
     from contextlib import AsyncExitStack, closing
 
-    from p2pmesh.gateway.server import listen, open_gateway
+    from p2pmesh.gateway.server import listen, open_gateway, open_public
     from p2pmesh.peer import state
     from p2pmesh.peer.background import background
     from p2pmesh.peer.peer import open_peer
@@ -173,6 +173,7 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
         url = ""
         if listener is not None:
             url = await stack.enter_async_context(open_gateway(peer, stop.set, listener, drain.set))
+        public = await stack.enter_async_context(open_public(peer)) if config.http.public else ""
         able = peer.members()[0].capability
         models = [model.name for model in able.models]
         told = {
@@ -180,6 +181,7 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
             "name": peer.name,
             "addresses": list(peer.addresses),
             "http": url,
+            "public": public,
             "models": models,
             "pid": os.getpid(),
         }
@@ -191,6 +193,8 @@ async def _serve(config: Any, as_json: bool, drain: Any, stop: Any, ready: Any) 
             where = f" in the mesh {mesh['name']}" if mesh else ""
             joins = f"join {' '.join(peer.addresses)}"
             click.echo(f"{peer.name} is up{where}: {serves}; HTTP {url or 'off'}; {joins}")
+            if public:
+                click.echo(f"others ask at {public} with a key: `p2pmesh key create NAME`", err=True)
             if mesh and mesh["outside"]:
                 click.echo(
                     f"p2pmesh: nobody lets this peer in: {mesh['outside']}; get a new ticket", err=True

@@ -6,6 +6,7 @@ Only names and sizes are judged here; chat is `chat`'s, shapes are `openai`'s.
 from __future__ import annotations
 
 import ipaddress
+import math
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+import trio
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
@@ -25,11 +27,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from p2pmesh.errors import MeshError, Reason, Untrusted
 from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
+from p2pmesh.gateway.keys import Allowance, Key, Keys
 from p2pmesh.peer.peer import TICKET_LIFE_S, Member, Peer
 from p2pmesh.query import AUTO, QueryId
 from p2pmesh.record import GENERAL, PeerId
 
 T = TypeVar("T")
+_HEALTH = ("/healthz", "/health")
+"""The second is where llama.cpp's server, vLLM and routers before them have it."""
 
 
 class _Explain(msgspec.Struct):
@@ -71,6 +76,32 @@ class OwnHostOnly:
         await self._app(scope, receive, send)
 
 
+class KeysOnly:
+    """Lets in whoever shows a key, from wherever, and no page that a browser has from elsewhere."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what shows a key; who only looks whether the peer is well needs none."""
+        if scope["type"] == "http" and scope["path"] not in _HEALTH:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            origin = headers.get("origin")
+            if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+                body = openai.error("a page from elsewhere may not ask here", "forbidden", 403)
+                await JSONResponse(body, 403)(scope, receive, send)
+                return
+            kind, _, secret = headers.get("authorization", "").partition(" ")
+            key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+            if key is None:
+                text = "this takes a key, sent as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
+                body = openai.error(text, "invalid_api_key", 401)
+                await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
+                return
+            scope.setdefault("state", {})["key"] = key
+        await self._app(scope, receive, send)
+
+
 def _is_loopback(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""
@@ -84,22 +115,43 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
     the peer has begun has ended."""
     door = _Door(peer, stop, drain)
     routes = [
+        *_asking(door),
+        Route("/mesh/v1/status", door.status),
+        Route("/mesh/v1/peers", door.peers),
+        Route("/mesh/v1/explain", door.explain, methods=["POST"]),
+        Route("/mesh/v1/invite", door.invite, methods=["POST"]),
+        Route("/mesh/v1/revoke", door.revoke, methods=["POST"]),
+        Route("/mesh/v1/stop", door.stop, methods=["POST"]),
+        Route("/mesh/v1/drain", door.drain, methods=["POST"]),
+    ]
+    return _application(routes, Middleware(OwnHostOnly))
+
+
+def create_public_app(peer: Peer, keys: Keys) -> Starlette:
+    """Return the ASGI application for other machines: it asks, for whoever has one of `keys`, and rules
+    nothing."""
+    door = _Door(peer, _never, _never)
+    return _application(_asking(door), Middleware(KeysOnly, keys=keys))
+
+
+def _never() -> None:
+    raise AssertionError("this door has no such route")
+
+
+def _asking(door: _Door) -> list[Route]:
+    """Return the routes by which one asks, and rates what he got."""
+    return [
         Route("/", door.root),
         Route("/v1/models", door.models),
         Route("/v1/models/{name}", door.model),
         Route("/v1/chat/completions", door.chat, methods=["POST"]),
         Route("/mesh/v1/answers", door.answers),
-        Route("/mesh/v1/status", door.status),
-        Route("/mesh/v1/peers", door.peers),
-        Route("/mesh/v1/explain", door.explain, methods=["POST"]),
         Route("/mesh/v1/feedback", door.feedback, methods=["POST"]),
-        Route("/mesh/v1/invite", door.invite, methods=["POST"]),
-        Route("/mesh/v1/revoke", door.revoke, methods=["POST"]),
-        Route("/mesh/v1/stop", door.stop, methods=["POST"]),
-        Route("/mesh/v1/drain", door.drain, methods=["POST"]),
-        Route("/healthz", door.health),
-        Route("/health", door.health),  # where llama.cpp's server, vLLM and routers before them have it
+        *(Route(path, door.health) for path in _HEALTH),
     ]
+
+
+def _application(routes: list[Route], guard: Middleware) -> Starlette:
     handlers: Any = {
         openai.BadRequest: lambda _, exc: chat.bad_request(exc),
         Untrusted: lambda _, exc: JSONResponse(openai.error(str(exc), "not_trusted", 403), 403),
@@ -108,7 +160,7 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         HTTPException: _http_error,
         Exception: _bug,
     }
-    return Starlette(routes=routes, middleware=[Middleware(OwnHostOnly)], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
 
 def _http_error(request: Request, failure: HTTPException) -> Response:
@@ -131,14 +183,24 @@ class _Door:
         self._stop = stop
         self._drain = drain
         self._requests = 0
+        self._allowance = Allowance()
 
     async def chat(self, request: Request) -> Any:
         """Answer a chat."""
 
         async def reply() -> ChatReply:
             body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
-            return chat.ask(self._peer, openai.parse(body), self._finished)
+            asked = openai.parse(body)
+            if isinstance(key, Key) and not key.may_ask_in(asked.zone):
+                raise Untrusted(f"the key {key.name} may not ask in the zone {asked.zone!r}")
+            return chat.ask(self._peer, asked, self._finished)
 
+        key = request.scope.get("state", {}).get("key")
+        wait_s = self._allowance.wait_s(key, trio.current_time()) if isinstance(key, Key) else 0.0
+        if wait_s:
+            text = f"this key may ask {key.per_minute} queries a minute"
+            body = openai.error(text, "rate_limit_exceeded", 429)
+            return JSONResponse(body, 429, {"retry-after": str(math.ceil(wait_s))})
         return await self._admit(reply)
 
     async def answers(self, request: Request) -> Any:

@@ -6,8 +6,10 @@ import ipaddress
 import logging
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -18,13 +20,16 @@ from hypercorn.typing import ConnectionState, LifespanState
 from starlette.applications import Starlette
 
 from p2pmesh.errors import ConfigError, ListenError
-from p2pmesh.gateway.app import create_app
+from p2pmesh.gateway.app import create_app, create_public_app
+from p2pmesh.gateway.keys import Keys
 from p2pmesh.peer.background import background
 from p2pmesh.peer.peer import Peer
 
 _log = logging.getLogger("p2pmesh.gateway")
 _DEAF_S = 5.0
 """Seconds a client may take nothing while its buffers, megabytes, are full; then it is dropped."""
+_HANDSHAKE_S = 5.0
+"""Seconds for a TLS handshake."""
 
 
 @asynccontextmanager
@@ -51,16 +56,41 @@ async def open_gateway(
         listener.close()
 
 
-async def _serve(app: Starlette, listener: trio.SocketListener) -> None:
+@asynccontextmanager
+async def open_public(peer: Peer) -> AsyncIterator[str]:
+    """Serve `peer` to other machines where its `http.public` says, over TLS, to whoever has a key; yield the
+    base URL. Raises ConfigError where the certificate or the keys cannot be read, ListenError as `listen`."""
+    config = peer.config.http
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        context.load_cert_chain(config.certificate, config.private_key)
+    except (OSError, ssl.SSLError) as exc:
+        why = exc.strerror or exc
+        raise ConfigError(f"http.certificate, {config.certificate}, with its private key: {why}") from None
+    app = create_public_app(peer, Keys(peer.state_directory))
+    listener = listen(config.public, public=True)
+    try:
+        host, port = listener.getsockname()[:2]
+        sockets = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        async with background() as nursery:
+            nursery.start_soon(_serve, app, trio.SSLListener(sockets, context))
+            yield f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    finally:
+        listener.close()
+
+
+async def _serve(app: Starlette, listener: trio.abc.Listener[Any]) -> None:
     """Serve `app` until cancelled. Not by `hypercorn.trio.serve`, where a connection that fails, as one does
     whose HTTP/2 client sends on after its answer, takes the server and with it the peer."""
     config = Config()
     config.include_server_header = False
     config.errorlog = logging.getLogger("p2pmesh.gateway.http")
     config.accesslog = None
+    config.ssl_handshake_timeout = _HANDSHAKE_S
     wrapped, context = ASGIWrapper(app), WorkerContext(None)  # type: ignore[arg-type]
 
-    async def connection(stream: trio.SocketStream) -> None:
+    async def connection(stream: trio.abc.Stream) -> None:
         try:
             its = ConnectionState(LifespanState({}))
             await TCPServer(wrapped, config, context, its, stream)  # type: ignore[arg-type]
@@ -75,25 +105,29 @@ async def _serve(app: Starlette, listener: trio.SocketListener) -> None:
             await context.terminated.set()
 
 
-def _parse(bind: str) -> tuple[str, int]:
+def _parse(bind: str, public: bool) -> tuple[str, int]:
+    named = "http.public" if public else "http.bind"
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
-        raise ConfigError(f"http.bind must be HOST:PORT, not {bind!r}")
+        raise ConfigError(f"{named} must be HOST:PORT, not {bind!r}")
     host = "127.0.0.1" if host == "localhost" else host
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
+        if public:
+            raise ConfigError(f"http.public must be an IP address and a port, not {bind!r}") from None
         loopback = False
-    if not loopback:
-        raise ConfigError(f"http.bind must be a loopback address, not {host!r}: HTTP asks nobody who he is")
+    if not loopback and not public:
+        why = "it asks nobody who he is; for other machines there is http.public, with keys and TLS"
+        raise ConfigError(f"http.bind must be a loopback address, not {host!r}: {why}")
     return host, int(port)
 
 
-def listen(bind: str) -> socket.socket:
-    """Return a socket that listens at `bind`. Raises ConfigError for an address that is not loopback or not
-    HOST:PORT, ListenError when it is taken."""
-    host, port = _parse(bind)
+def listen(bind: str, public: bool = False) -> socket.socket:
+    """Return a socket that listens at `bind`. Raises ConfigError for an address that is not HOST:PORT or,
+    unless it is `public`, not loopback; ListenError when it is taken."""
+    host, port = _parse(bind, public)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -105,7 +139,8 @@ def listen(bind: str) -> socket.socket:
     except OSError as exc:
         listener.close()
         raise ListenError(
-            f"cannot serve HTTP on {host}:{port}: {exc.strerror}; choose another with --http HOST:PORT"
+            f"cannot serve HTTP on {host}:{port}: {exc.strerror}; choose another with "
+            f"{'http.public' if public else '--http HOST:PORT'}"
         ) from None
     listener.setblocking(False)
     return listener

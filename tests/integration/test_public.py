@@ -1,0 +1,175 @@
+"""The door for other machines: TLS, a key for each request and its zones, and nothing to rule by."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from p2pmesh.config import Config, Http, ModelConfig
+from p2pmesh.errors import ConfigError
+from p2pmesh.gateway.keys import Keys
+from p2pmesh.gateway.server import open_public
+from p2pmesh.peer.peer import open_peer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.wire
+HANG_S = 60
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "peer")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "cert.pem", folder / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    kind = serialization.PrivateFormat.PKCS8
+    files[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, kind, plain))
+    return files
+
+
+class Public:
+    """A peer's public door, and a client of it."""
+
+    def __init__(self, url: str, keys: Keys, certificate: Path) -> None:
+        self.url, self.keys = url, keys
+        self._trusts = ssl.create_default_context(cafile=str(certificate))
+
+    async def call(self, method: str, path: str, key: str = "", **how: Any) -> httpx.Response:
+        headers = how.pop("headers", {}) | ({"authorization": f"Bearer {key}"} if key else {})
+        async with httpx.AsyncClient(base_url=self.url, timeout=HANG_S, verify=self._trusts) as client:
+            return await client.request(method, path, headers=headers, **how)
+
+    async def chat(self, key: str, **fields: Any) -> httpx.Response:
+        body = {"model": "auto", "messages": [{"role": "user", "content": "one two"}], **fields}
+        return await self.call("POST", "/v1/chat/completions", key, json=body)
+
+
+@asynccontextmanager
+async def public(tmp_path: Path) -> AsyncIterator[Public]:
+    certificate, private_key = self_signed(tmp_path)
+    http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key))
+    echo = ModelConfig(model="echo", engine="echo", tokens_per_s=1_000.0)
+    config = Config(name="ada", state=str(tmp_path / "state"), models=(echo,), embedder="none", http=http)
+    with trio.fail_after(HANG_S):
+        async with open_peer(config) as peer, open_public(peer) as url:
+            assert url.startswith("https://127.0.0.1:")
+            yield Public(url, Keys(tmp_path / "state"), certificate)
+
+
+async def test_who_has_a_key_asks_and_nobody_else(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", [])
+        answered = await it.chat(key)
+        assert answered.json()["choices"][0]["message"]["content"] == "echo: one two"
+        assert [m["id"] for m in (await it.call("GET", "/v1/models", key)).json()["data"]] == ["auto", "echo"]
+        for wrong in ("", "p2pm-made-up", key[:-1]):
+            refused = await it.chat(wrong)
+            assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+            assert refused.json()["error"]["code"] == "invalid_api_key"
+        basic = await it.call("GET", "/v1/models", headers={"authorization": f"Basic {key}"})
+        assert basic.status_code == 401
+        assert (await it.call("GET", "/healthz")).json() == {"ok": True}
+        it.keys.remove("app")
+        assert (await it.chat(key)).status_code == 401
+
+
+async def test_a_key_is_good_in_its_zones_alone(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        plain, zoned = it.keys.make("plain", []), it.keys.make("zoned", ["hr"])
+        refused = await it.chat(plain, zone="hr")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "not_trusted")
+        assert "the key plain may not ask in the zone 'hr'" in refused.json()["error"]["message"]
+        let_through = await it.chat(zoned, zone="hr")  # and there is nobody who may see it
+        assert let_through.json()["error"]["code"] not in ("not_trusted", "invalid_api_key")
+
+
+async def test_one_key_takes_no_more_than_its_share_and_the_others_notice_nothing(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        greedy, other = it.keys.make("greedy", [], per_minute=3), it.keys.make("other", [])
+        assert [(await it.chat(greedy)).status_code for _ in range(5)] == [200, 200, 200, 429, 429]
+        refused = await it.chat(greedy)
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 20
+        assert (await it.call("GET", "/v1/models", greedy)).status_code == 200  # which costs nothing
+        assert (await it.chat(other)).status_code == 200
+
+
+async def test_no_key_rules_the_peer(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", [])
+        for method, path in (
+            ("POST", "stop"),
+            ("POST", "drain"),
+            ("POST", "invite"),
+            ("POST", "revoke"),
+            ("GET", "status"),
+            ("GET", "peers"),
+            ("POST", "explain"),
+        ):
+            assert (await it.call(method, f"/mesh/v1/{path}", key)).status_code == 404
+        assert (await it.chat(key)).status_code == 200
+
+
+async def test_a_page_from_elsewhere_is_refused_and_our_own_is_not(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", [])
+        for origin, status in (("https://evil.example", 403), ("null", 403), (it.url, 200)):
+            told = await it.call("GET", "/v1/models", key, headers={"origin": origin})
+            assert told.status_code == status
+
+
+async def test_plain_http_gets_nothing(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", [])
+        host, _, port = it.url.removeprefix("https://").rpartition(":")
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(f"GET /v1/models HTTP/1.1\r\nauthorization: Bearer {key}\r\n\r\n".encode())
+            heard = b""
+            try:
+                async for data in stream:
+                    heard += bytes(data)
+            except trio.BrokenResourceError:
+                pass
+        assert b"HTTP" not in heard
+        assert (await it.chat(key)).status_code == 200
+
+
+@pytest.mark.parametrize("spoil", ["missing", "no certificate"])
+async def test_a_certificate_that_cannot_be_read_is_told_of(tmp_path: Path, spoil: str) -> None:
+    certificate, private_key = self_signed(tmp_path)
+    if spoil == "missing":
+        certificate.unlink()
+    else:
+        certificate.write_text("hello")
+    http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key))
+    config = Config(state=str(tmp_path / "state"), embedder="none", http=http)
+    async with open_peer(config) as peer:
+        with pytest.raises(ConfigError, match=r"http\.certificate"):
+            async with open_public(peer):
+                pass
