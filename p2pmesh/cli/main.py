@@ -17,7 +17,7 @@ import click
 
 from p2pmesh.cli import client
 from p2pmesh.cli.key import key
-from p2pmesh.cli.mesh import invite, join, mesh, revoke
+from p2pmesh.cli.mesh import invite, join, mesh, revoke, withdraw
 from p2pmesh.cli.up import up
 from p2pmesh.cli.verify import verify
 
@@ -73,6 +73,7 @@ main.add_command(mesh)
 main.add_command(invite)
 main.add_command(join)
 main.add_command(revoke)
+main.add_command(withdraw)
 main.add_command(verify)
 main.add_command(key)
 

@@ -73,15 +73,20 @@ def create(name: str, zones: tuple[str, ...], state: str, as_json: bool) -> None
 @click.option("--zone", "zones", multiple=True, help="A zone whoever joins may see beside the general one.")
 @click.option("--expires", type=Span(), default="1h", show_default=True, help="How long the ticket is good.")
 @click.option("--uses", type=int, default=1, show_default=True, help="How many machines it lets in.")
+@click.option("--qr", is_flag=True, help="Show the ticket as a QR code as well, on stderr.")
 @_URL
 @_STATE
 @_JSON
 def invite(
-    zones: tuple[str, ...], expires: float, uses: int, url: str | None, state: str, as_json: bool
+    zones: tuple[str, ...], expires: float, uses: int, qr: bool, url: str | None, state: str, as_json: bool
 ) -> None:
     """Print a ticket that lets another machine join. Whoever has it is let in: show it to nobody else."""
     body = {"zones": list(zones), "expires_s": expires, "uses": uses}
     told = _call(url, state, "invite", body)
+    if qr:
+        import segno
+
+        segno.make(told["ticket"], error="l", micro=False).terminal(sys.stderr, compact=True)
     if as_json:
         click.echo(json.dumps(told))
         return
@@ -156,6 +161,16 @@ def _join(text: str, state: str) -> dict[str, Any]:
         "zones": sorted(member.zones),
         "until": member.until,
     }
+
+
+@click.command()
+@click.argument("ticket")
+@_URL
+@_STATE
+def withdraw(ticket: str, url: str | None, state: str) -> None:
+    """Take TICKET back where it was given out: it lets nobody in any more. Whom it has let in stays."""
+    _call(url, state, "withdraw", {"ticket": ticket})
+    click.echo("the ticket is void", err=True)
 
 
 @click.command()

@@ -54,6 +54,10 @@ class _Invite(msgspec.Struct):
     uses: int = 1
 
 
+class _Withdraw(msgspec.Struct):
+    ticket: str
+
+
 class _Revoke(msgspec.Struct):
     peer: str
 
@@ -120,6 +124,7 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         Route("/mesh/v1/peers", door.peers),
         Route("/mesh/v1/explain", door.explain, methods=["POST"]),
         Route("/mesh/v1/invite", door.invite, methods=["POST"]),
+        Route("/mesh/v1/withdraw", door.withdraw, methods=["POST"]),
         Route("/mesh/v1/revoke", door.revoke, methods=["POST"]),
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
         Route("/mesh/v1/drain", door.drain, methods=["POST"]),
@@ -293,6 +298,13 @@ class _Door:
         said = await self._read(request, _Invite)
         ticket = self._peer.invite(zones=said.zones, expires_s=said.expires_s, uses=said.uses)
         return JSONResponse({"ticket": ticket, "addresses": list(self._peer.addresses)})
+
+    async def withdraw(self, request: Request) -> Response:
+        """Take a ticket back."""
+        self._check_token(request)
+        said = await self._read(request, _Withdraw)
+        self._peer.withdraw(said.ticket)
+        return Response(status_code=204)
 
     async def revoke(self, request: Request) -> Response:
         """Throw a peer out."""

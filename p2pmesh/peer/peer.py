@@ -36,7 +36,7 @@ from p2pmesh.record import GENERAL, Capability, Load, PeerId
 from p2pmesh.trust import keys
 from p2pmesh.trust.sealing import Envelopes
 from p2pmesh.trust.standing import Standing
-from p2pmesh.trust.tickets import SECRET_BYTES
+from p2pmesh.trust.tickets import SECRET_BYTES, Ticket
 
 _log = logging.getLogger("p2pmesh.peer")
 TICKET_LIFE_S = 3_600.0
@@ -279,6 +279,11 @@ class Peer:
         """
         secret, addresses = secrets.token_bytes(SECRET_BYTES), self._host.addresses[:4]
         return str(self._in_mesh().invite(secret, addresses, tuple(zones), expires_s, uses))
+
+    def withdraw(self, ticket: str) -> None:
+        """Take back a ticket that this peer gave out: it lets nobody in any more, and whom it has let in
+        stays. Raises Untrusted for one it did not give out, or that is void already."""
+        self._in_mesh().withdraw(Ticket.parse(ticket))
 
     def revoke(self, peer: PeerId) -> None:
         """Throw `peer` out of the mesh: whoever hears of it lets it go, and lets it in no more, until a new

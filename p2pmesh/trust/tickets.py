@@ -102,6 +102,16 @@ def invite(
     return (*alive, Invite(hashlib.sha256(secret).digest(), zones, now, until, uses))
 
 
+def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, ...]:
+    """Return the invites `open_` without the one that `secret` belongs to. Raises Untrusted where there is
+    none."""
+    digest = hashlib.sha256(secret).digest()
+    left = tuple(one for one in open_ if one.digest != digest)
+    if len(left) == len(open_):
+        raise Untrusted("this peer has given out no such ticket, or it is void already")
+    return left
+
+
 def redeem(
     secret: bytes, peer: PeerId, open_: tuple[Invite, ...], out_since: float, now: float
 ) -> tuple[Invite, tuple[Invite, ...]]:
@@ -112,7 +122,7 @@ def redeem(
     # Compared by their digests, so how long it takes tells nothing of a secret.
     found = next((one for one in open_ if one.digest == digest), None)
     if found is None:
-        raise Untrusted("this peer has given out no such ticket, or it has been forgotten since it expired")
+        raise Untrusted("this peer has given out no such ticket, or it has expired or been taken back since")
     if now >= found.until:
         raise Untrusted("the ticket has expired")
     if found.made <= out_since:

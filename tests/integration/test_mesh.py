@@ -64,6 +64,14 @@ def test_two_commands_make_a_mesh_and_one_takes_a_peer_out(tmp_path: Path) -> No
         joins(tmp_path, "carl", ticket(ada))
         again = said("join", json.loads(word)["ticket"], "--state", state(tmp_path, "dora"), code=1)
         assert "the ticket has been used up" in again
+        lost = json.loads(ticket(ada))["ticket"]
+        said("withdraw", lost, "--state", str(ada.state))
+        assert "taken back" in said("join", lost, "--state", state(tmp_path, "dora"), code=1)
+        assert "void already" in said("withdraw", lost, "--state", str(ada.state), code=1)
+        assert "takes the token" in said("withdraw", lost, "--url", ada.url, code=1)
+        shown = CliRunner().invoke(main, ["invite", "--qr", "--state", str(ada.state)])
+        assert shown.stdout.startswith("p2pmesh-")
+        assert shown.stderr.count("█") > 100
         with running(tmp_path, "blaise", "carl") as (blaise, carl):
             for peer in (ada, blaise, carl):
                 until(lambda peer=peer: peer.alive() == {"ada", "blaise", "carl"})

@@ -127,6 +127,19 @@ def test_a_ticket_lets_in_and_is_good_once(clock: Clock) -> None:
         signer(clock).admit(CARL, shown_for(ticket))
 
 
+def test_a_ticket_that_was_taken_back_is_void_and_stays_so(clock: Clock) -> None:
+    blaise = signer(clock)
+    kept: list[int] = []
+    blaise.on_change = lambda: kept.append(len(blaise.invites))
+    ticket = blaise.invite(SECRET, (), (), 60.0, 2)
+    given = blaise.admit(ADA, shown_for(ticket))
+    blaise.withdraw(ticket)
+    assert kept == [1, 1, 0]
+    with pytest.raises(Untrusted, match="taken back"):
+        blaise.admit(CARL, shown_for(ticket))
+    assert blaise.admit(ADA, welcomed(given, ticket, ADA, clock).show()) == b""  # whom it has let in stays
+
+
 def test_a_ticket_that_could_not_be_kept_is_not_given(clock: Clock) -> None:
     blaise = signer(clock)
     ticket = blaise.invite(SECRET, (), (), 60.0, 1)

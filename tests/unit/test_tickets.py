@@ -6,7 +6,7 @@ import pytest
 
 from p2pmesh.errors import Untrusted
 from p2pmesh.trust import tickets
-from p2pmesh.trust.tickets import Invite, Ticket, invite, redeem
+from p2pmesh.trust.tickets import Invite, Ticket, invite, redeem, withdraw
 from tests.unit.keyring import ADA, BLAISE, CARL, NOW
 
 SECRET, OTHER = b"s" * 16, b"o" * 16
@@ -69,6 +69,16 @@ def test_an_expired_and_an_unknown_one_let_nobody_in() -> None:
     _, used = redeem(SECRET, ADA, invites, -1, NOW)
     with pytest.raises(Untrusted, match="expired"):
         redeem(SECRET, ADA, used, -1, NOW + 60)
+
+
+def test_one_that_was_taken_back_lets_nobody_in_and_the_others_do() -> None:
+    invites = invite(OTHER, (), NOW + 60, 1, open_(), NOW)
+    left = withdraw(SECRET, invites)
+    with pytest.raises(Untrusted, match="taken back"):
+        redeem(SECRET, ADA, left, -1, NOW)
+    redeem(OTHER, ADA, left, -1, NOW)
+    with pytest.raises(Untrusted, match="void already"):
+        withdraw(SECRET, left)
 
 
 def test_who_was_thrown_out_needs_a_ticket_that_is_newer() -> None:
