@@ -47,6 +47,8 @@ CLOSE_S = 1.0
 """Seconds a closing host waits for its links to say goodbye."""
 ACCEPT_PAUSE_S = 0.1
 """Seconds without accepting after the operating system refused to."""
+PROOF_S = 5.0
+"""Seconds in which who opened a connection must have proven who he is, and be let in."""
 RACE_S = 1.0
 """Seconds the loser of a simultaneous dial waits for the winner before it reports failure."""
 
@@ -245,10 +247,11 @@ class Host:
             self._start(self._welcome, tcp)
 
     async def _welcome(self, tcp: trio.SocketStream) -> None:
-        """Make a link of a connection opened to us, or close it, within the time a dial may take."""
+        """Make a link of a connection opened to us, or close it in time: whoever opened it has a place that
+        others want."""
         settled = False
         try:
-            with trio.fail_after(self._config.dial_timeout_s):
+            with trio.fail_after(min(PROOF_S, self._config.dial_timeout_s)):
                 address = str(of_socket(tcp.socket.getpeername()))
                 connection = await self._security.accept(tcp)
                 self._start(connection.run)

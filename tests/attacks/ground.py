@@ -107,7 +107,8 @@ class Ground:
     def restart(self, name: str) -> None:
         """End a peer and start it again, in its own state directory."""
         self.peers[name].stop()
-        self.peers[name] = _start(self._folder, name, [self.address("signer")])
+        others = [self.address(other) for other in self.peers if other != name]
+        self.peers[name] = _start(self._folder, name, others)
         until(lambda: self.peers[name].told and len(self.links(name)) == len(NAMES) - 1)
 
     def certificate(self, who: Identity, clock: Callable[[], float] = time.time) -> Standing:
@@ -198,7 +199,7 @@ def mesh(folder: Path) -> Iterator[Ground]:
     ground = Ground(folder, started, founder)
     try:
         for name in NAMES:
-            joins = [started["signer"].told["addresses"][0]] if started else []
+            joins = [peer.told["addresses"][0] for peer in started.values()]
             started[name] = _start(folder, name, joins)
         until(lambda: all(len(ground.links(name)) == len(NAMES) - 1 for name in NAMES))
         yield ground

@@ -18,6 +18,7 @@ import trio.lowlevel
 
 from p2pmesh.cli import client
 from p2pmesh.net.identity import Identity
+from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
@@ -95,17 +96,19 @@ async def bad_frames(ground: Ground) -> Verdict:
     taken = []
     for name, frame in frames.items():
         async with insider(ground, "desk") as one:
-            one.say_raw(frame)
+            for _ in range(BAD_FRAMES_MAX):
+                one.say_raw(frame)
             if not await one.until(lambda one=one: one.ended, 5.0):
                 taken.append(name)
-    return Verdict(not taken, f"of {len(frames)} frames each ended its link but {taken or 'none'}")
+    said = f"{len(frames)} kinds; {BAD_FRAMES_MAX} of one did not end the link: {taken or 'none'}"
+    return Verdict(not taken, said)
 
 
 async def nan_vectors(ground: Ground) -> Verdict:
     """Skills and queries with vectors that have no direction, or a component that no vector has."""
     who, taken = Identity.generate(), []
     good = Skill("liar", None, 1.0)
-    for name, raw in (("zero", bytes(384)), ("-128", b"\x80" * 384), ("not of its length", b"\x01" * 70_000)):
+    for name, raw in (("zero", bytes(384)), ("-128", b"\x80" * 384)):
         vector = np.frombuffer(raw, np.int8)
         async with insider(ground, "desk", who) as one:
             before = ground.known("desk", who.id)
@@ -127,7 +130,7 @@ async def forged_record(ground: Ground) -> Verdict:
     """A newer record of somebody else, signed by the forger."""
     who, victim = Identity.generate(), ground.id("hr")
     async with insider(ground, "desk", who) as one:
-        newer = Version(2**40, 1)
+        newer = Version(2**60, 1)
         one.say(m.Records((_record(ground, who, newer, "forged", victim),)))
         signed = await one.pulled(victim)
     row = ground.known("desk", victim)

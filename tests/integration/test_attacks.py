@@ -1,4 +1,4 @@
-"""The attacks of `tests.attacks` on real peers, their flood a tenth of what `python -m tests.attacks` sends."""
+"""The attacks of `tests.attacks` on real peers; the flood is a tenth of what the program sends by itself."""
 
 from __future__ import annotations
 
