@@ -23,6 +23,8 @@ lint: setup
 
 soak: setup ## the heavy seeds and real faults, for a night
 	P2PMESH_SOAK=1000 $(BIN)/python -m pytest -q tests/simulation
+	$(BIN)/python -m p2pmesh.sim chaos --seeds 10000 --storm-only --zoned 1 --peers 5 --seconds 2 --rate 6 --fault-s 0.4
+	$(BIN)/python -m tests.attacks
 	$(BIN)/python -m benchmarks.chaos --scenario all --kills 200 --flips 3200
 
 mutants: setup ## every guard weakened in turn: do the tests notice?

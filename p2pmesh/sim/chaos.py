@@ -60,6 +60,10 @@ class Setting:
     """Queries a second, mesh-wide."""
     fault_s: float = 1.0
     """Seconds between faults."""
+    zoned: float = 0.2
+    """Share of the queries that are of a zone."""
+    storm_only: bool = False
+    """Whether the world ends with its faults: what must never happen is looked for, and nothing that must."""
     mutant: str = ""
 
 
@@ -96,6 +100,8 @@ def chaos(setting: Setting, seed: int, story: Story | None = None) -> Outcome:
     try:
         faults = Faults(world, rng)
         _storm(world, faults, setting, rng, story)
+        if setting.storm_only:
+            return outcome
         if seed % 3 == 0:
             side = {ident for ident in sorted(world.nodes) if rng.random() < 0.5}
             world.partition(lambda a, b: (a in side) != (b in side))
@@ -107,12 +113,17 @@ def chaos(setting: Setting, seed: int, story: Story | None = None) -> Outcome:
     except Exception as exc:  # noqa: BLE001 - whatever breaks is found
         outcome.violation = str(exc) if isinstance(exc, Violation) else f"{type(exc).__name__}: {exc}"
         outcome.at = world.now
+    finally:
+        _count(world, outcome)
+    return outcome
+
+
+def _count(world: World, outcome: Outcome) -> None:
     askings = world.judge.askings.values()
     outcome.asked = len(askings)
     outcome.served = sum(a.ended is not None for a in askings)
     outcome.failed = dict(sorted(Counter(a.failed.value for a in askings if a.failed).items()))
     outcome.trace = world.trace()
-    return outcome
 
 
 def _specs(count: int, rng: Random) -> list[Spec]:
@@ -153,7 +164,7 @@ def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: S
     while world.now < until:
         if world.now >= next_query:
             next_query += rng.expovariate(setting.rate)
-            asking = _ask(world, rng, rng.choice(world.awake()))
+            asking = _ask(world, rng, rng.choice(world.awake()), setting.zoned)
             if rng.random() < _CANCELLED:
                 world.later(rng.expovariate(2.0), lambda asking=asking: _cancel(world, asking))  # type: ignore[misc]
         if world.now >= next_fault:
@@ -165,13 +176,13 @@ def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: S
         world.run(min(next_query, next_fault, until) - world.now)
 
 
-def _ask(world: World, rng: Random, ident: PeerId) -> Asking:
+def _ask(world: World, rng: Random, ident: PeerId, zoned: float) -> Asking:
     return world.ask(
         ident,
         rng.randrange(TOPICS + 2),
         tokens=rng.randint(1, 80),
         budget_s=rng.choice(_BUDGETS_S),
-        zone=ZONE if rng.random() < 0.2 else GENERAL,
+        zone=ZONE if rng.random() < zoned else GENERAL,
         resume=_RESUMES[len(world.judge.askings) % len(_RESUMES)],
         guarded=len(world.judge.askings) % _GUARDED_EVERY == 0,
     )
@@ -282,6 +293,8 @@ def _bury_one(world: World, rng: Random) -> None:
 def command_of(setting: Setting, seed: int) -> str:
     """Return the one command that replays a seed."""
     mutant = f" --mutant {setting.mutant}" if setting.mutant else ""
+    mutant += " --storm-only" if setting.storm_only else ""
+    mutant += f" --zoned {setting.zoned:g}" if setting.zoned != Setting.zoned else ""
     return (
         f"python -m p2pmesh.sim chaos --peers {setting.peers} --seconds {setting.seconds:g}"
         f" --rate {setting.rate:g} --fault-s {setting.fault_s:g} --seed {seed} --seeds 1{mutant} --story"
@@ -305,6 +318,8 @@ def _planted(_: click.Context, __: click.Parameter, name: str) -> str:
 )
 @click.option("--rate", default=4.0, show_default=True, type=ABOVE_0, help="Queries a second, mesh-wide.")
 @click.option("--fault-s", default=1.0, show_default=True, type=ABOVE_0, help="Seconds between faults.")
+@click.option("--zoned", default=0.2, show_default=True, type=click.FloatRange(0, 1), help="Share of a zone.")
+@click.option("--storm-only", is_flag=True, help="End each world with its faults.")
 @click.option("--seeds", default=100, show_default=True, type=click.IntRange(1), help="How many worlds.")
 @click.option("--seed", default=1, show_default=True, help="The first of them.")
 @click.option("--mutant", default="", metavar="NAME", callback=_planted, help="A planted bug, to be found.")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -90,3 +91,26 @@ def test_the_verb_prints_one_json_object_and_how_to_replay_what_broke() -> None:
     again = broken["broken"][0]["command"].split()[3:]
     assert "spins" in CliRunner().invoke(main, again).output
     assert all(name in CliRunner().invoke(main, ["chaos", "--mutants"]).output for name in MUTANTS)
+
+
+# -- zones alone ------------------------------------------------------------------------------------------
+
+STORM = Setting(peers=5, seconds=2.0, rate=6.0, fault_s=0.4, zoned=1.0, storm_only=True)
+"""A world that is all zoned queries and faults: `make soak` runs ten thousand of them."""
+
+
+def test_no_query_of_a_zone_is_readable_outside_it_whatever_happens() -> None:
+    outcomes = [chaos(STORM, seed) for seed in range(1, 61)]
+    assert [o.violation for o in outcomes if o.violation] == []
+    assert sum(o.asked for o in outcomes) > 500
+    assert sum(o.served for o in outcomes) > 50
+
+
+@pytest.mark.parametrize("mutant", ["no-zones", "zones-unsealed", "answers-unsealed", "reasons-told"])
+def test_where_zones_are_not_kept_nearly_every_such_world_tells(mutant: str) -> None:
+    outcomes = [chaos(replace(STORM, mutant=mutant), seed) for seed in range(1, 11)]
+    assert sum("of the zone red" in o.violation for o in outcomes) >= 9
+
+
+def test_the_command_that_replays_a_storm_names_what_makes_it_one() -> None:
+    assert command_of(STORM, 7).endswith("--fault-s 0.4 --seed 7 --seeds 1 --storm-only --zoned 1 --story")
