@@ -271,7 +271,7 @@ def peers(url: str | None, state: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told))
         return
-    head = ("NAME", "ID", "LINKS", "RTT", "SKILLS", "MODELS", "WAIT")
+    head = ("NAME", "ID", "LINKS", "RTT", "SKILLS", "MODELS", "ZONES", "WAIT")
     _table([head, *map(_peer_row, told["peers"])])
 
 
@@ -400,6 +400,7 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
         "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms",
         ", ".join(skill["name"] for skill in peer["skills"]),
         ", ".join(model["name"] for model in peer["models"]),
+        ", ".join(peer["zones"]),
         "" if peer["load"] is None else f"{peer['load']['remaining_s']:.1f} s",
     )
 

@@ -352,6 +352,7 @@ def _member(member: Member) -> dict[str, Any]:
         "distance": member.distance,
         "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1e3, 3),
         "addresses": list(member.addresses),
+        "zones": [zone for zone in capability.zones if zone != GENERAL],
         "skills": [{"name": s.name, "quality": s.quality} for s in capability.skills],
         "models": [
             {

@@ -20,7 +20,7 @@ from p2pmesh.net.identity import Identity
 from p2pmesh.peer import state
 from p2pmesh.record import PeerId
 from p2pmesh.trust.standing import Standing
-from p2pmesh.trust.statements import Genesis, Quorum, Signed
+from p2pmesh.trust.statements import Genesis, Quorum, Signed, check_name
 from p2pmesh.trust.tickets import OPEN_MAX, Invite
 
 SIGNER_KEY = "signer.key"
@@ -82,6 +82,10 @@ def found(path: Path, me: Identity, name: str, zones: tuple[str, ...]) -> Standi
     Raises ConfigError where the peer is in a mesh already, or nothing can be written; it is then in none.
     """
     check_outside(path, me.id)
+    try:
+        check_name("a mesh", name)
+    except Untrusted as exc:
+        raise ConfigError(f"no such mesh can be: {exc}") from None
     key = identities.load_or_create(path / SIGNER_KEY)
     try:
         genesis = Signed.of(Genesis(name, Quorum((key.id,), 1, 1), secrets.token_bytes(16)))

@@ -16,7 +16,7 @@ from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
 from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Member, Roster
-from p2pmesh.trust.statements import BYTES_MAX, Certificate, Revocation, Signed, Signer
+from p2pmesh.trust.statements import BYTES_MAX, Certificate, Revocation, Signed, Signer, check_name
 from p2pmesh.trust.tickets import SECRET_BYTES, Invite, Ticket
 
 LIFE_S = LIFE_MAX_S
@@ -304,6 +304,8 @@ class Standing:
         """Return a certificate of `peer`, let in at `since`, signed with this machine's key. Raises Untrusted
         where that does not let it in."""
         self._check_alone(zones)
+        for zone in zones:
+            check_name("a zone", zone)
         assert self._key is not None
         begins = int(self._clock())
         ends = begins + (ZONED_LIFE_S if zones else LIFE_S)

@@ -158,6 +158,16 @@ class Signed:
         return hashlib.sha256(_DOMAIN + self.body).digest()
 
 
+def check_name(what: str, name: str) -> None:
+    """Raise Untrusted where a mesh, or a zone, should not be called `name`: people read it, and type it."""
+    size = len(name.encode("utf-8", "surrogatepass"))
+    blank = any(letter.isspace() for letter in name)
+    if not 0 < size <= NAME_BYTES_MAX or blank or not name.isprintable():
+        raise Untrusted(
+            f"{what} has a name of 1 to {NAME_BYTES_MAX} bytes, all printable and no blanks, not {name!r}"
+        )
+
+
 def _read(body: bytes) -> Statement:
     """Return the statement in `body`. Raises Untrusted for what cannot be one, whoever signed it."""
     try:

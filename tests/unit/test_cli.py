@@ -229,6 +229,7 @@ def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer
         "rtt_ms": 0.5,
         "skills": [],
         "models": [],
+        "zones": ["hr"],
         "load": None,
     }
     far = {**row, "name": "\x1b]0;evil\x07", "distance": -1, "rtt_ms": None}
@@ -237,6 +238,7 @@ def test_a_table_is_aligned_and_other_peers_cannot_steer_the_terminal(peer: Peer
     assert head.index("ID") == first.index("x" * 8) == second.index("x" * 8)
     assert "out of reach" in second
     assert "0.5 ms" in first
+    assert first.index("hr") == head.index("ZONES")
     assert "\x1b" not in second
     assert "\x07" not in second
 

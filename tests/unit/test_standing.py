@@ -127,6 +127,14 @@ def test_a_ticket_lets_in_and_is_good_once(clock: Clock) -> None:
         signer(clock).admit(CARL, shown_for(ticket))
 
 
+@pytest.mark.parametrize("zone", ["", "h r", "hr\n", "\x1b[0m", "x" * 65, "ü" * 33, "\ud800"])
+def test_a_zone_has_a_name_that_can_be_read_and_typed(clock: Clock, zone: str) -> None:
+    blaise = signer(clock)
+    with pytest.raises(Untrusted, match="a zone has a name of 1 to 64 bytes"):
+        blaise.invite(SECRET, (), ("hr", zone), 60.0, 1)
+    assert blaise.invites == ()
+
+
 def test_a_ticket_that_was_taken_back_is_void_and_stays_so(clock: Clock) -> None:
     blaise = signer(clock)
     kept: list[int] = []
