@@ -281,11 +281,11 @@ class Http:
     bind: str = "127.0.0.1:7411"
     """HOST:PORT on loopback, which asks nobody who he is; port 0 takes a free one; empty: no HTTP."""
     public: str = ""
-    """HOST:PORT for other machines: TLS, and a key (`p2pmesh key create`) for each request; empty: none."""
+    """IP:PORT for other machines: TLS, and a key (`p2pmesh key create`) for each request; empty: none."""
     certificate: str = ""
-    """PEM file of the certificate that `public` shows, and those above it."""
+    """PEM file of the certificate that `public` shows, and those above it. From the folder of the TOML."""
     private_key: str = ""
-    """PEM file of its key."""
+    """PEM file of its key, without a passphrase."""
     body_bytes_max: int = 1_048_576
     """Longest request body, in bytes."""
     request_timeout_s: float = 120.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 
 from p2pmesh.peer import state
 
+KEY = "P2PMESH_KEY"
+"""The environment variable with the key for a peer of another machine, which is asked by https."""
 TIMEOUT_S = 150.0
 """Seconds to wait for a byte: longer than any query's budget."""
 
@@ -145,12 +148,17 @@ def _response(
 ) -> Iterator[http.client.HTTPResponse]:
     try:
         where = urlsplit(base if "//" in base else f"//{base}")
-        if where.scheme not in ("", "http"):
-            raise ValueError(f"it speaks plain http, not {where.scheme}")
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)
+        if where.scheme not in ("", "http", "https"):
+            raise ValueError(f"a peer speaks http or https, not {where.scheme}")
+        fields = {"content-type": "application/json", **(headers or {})}
+        kind: type[http.client.HTTPConnection] = http.client.HTTPConnection
+        if where.scheme == "https":  # another machine's: a key goes nowhere in the clear
+            kind = http.client.HTTPSConnection
+            fields["authorization"] = f"Bearer {os.environ.get(KEY, '')}"
+        connection = kind(where.hostname or "", where.port, timeout=TIMEOUT_S)
         with closing(connection):
             data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+            connection.request(method, path, data, fields)
             wire = connection.sock
             with connection.getresponse() as response:
                 wire.settimeout(stall_s)  # from the first byte of an answer on

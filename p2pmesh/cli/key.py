@@ -24,7 +24,7 @@ def key() -> None:
 @key.command()
 @click.argument("name")
 @click.option("--zone", "zones", multiple=True, help="A zone it may ask in beside the general one.")
-@click.option("--per-minute", type=click.IntRange(0), default=0, help="Most queries a minute; 0: no limit.")
+@click.option("--per-minute", type=click.IntRange(0, 1_000_000), default=0, help="Most queries; 0: any.")
 @_STATE
 @_JSON
 def create(name: str, zones: tuple[str, ...], per_minute: int, state: str, as_json: bool) -> None:
@@ -40,6 +40,7 @@ def create(name: str, zones: tuple[str, ...], per_minute: int, state: str, as_js
         return
     click.echo(secret)
     click.echo("keep it: it is shown this once. Clients send it as their API key (Bearer)", err=True)
+    _warn(state)
 
 
 @key.command(name="list")
@@ -60,6 +61,7 @@ def list_(state: str, as_json: bool) -> None:
         ]
         click.echo(json.dumps({"keys": told}))
         return
+    _warn(state)
     for row in rows:
         made = time.strftime("%Y-%m-%d", time.localtime(row.made))
         often = f"  {row.per_minute} a minute" if row.per_minute else ""
@@ -80,6 +82,15 @@ def remove(name: str, state: str) -> None:
     except ConfigError as exc:
         _stop(exc)
     click.echo(f"the key {name} is good for nothing from now on", err=True)
+
+
+def _warn(state: str) -> None:
+    """Say where the keys are of no peer: a forgotten --state makes a key that is good nowhere."""
+    from p2pmesh.peer import state as states
+
+    path = states.directory(state)
+    if not (path / states.KEY).exists():
+        click.echo(f"no peer has been started in {path} yet: is --state right?", err=True)
 
 
 def _keys(state: str) -> Keys:

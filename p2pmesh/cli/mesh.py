@@ -169,8 +169,10 @@ def _join(text: str, state: str) -> dict[str, Any]:
 @_STATE
 def withdraw(ticket: str, url: str | None, state: str) -> None:
     """Take TICKET back where it was given out: it lets nobody in any more. Whom it has let in stays."""
-    _call(url, state, "withdraw", {"ticket": ticket})
+    told = _call(url, state, "withdraw", {"ticket": ticket})
     click.echo("the ticket is void", err=True)
+    for peer in told["let_in"]:
+        click.echo(f"it has let in {peer}, which stays: `p2pmesh revoke {peer}` throws it out", err=True)
 
 
 @click.command()

@@ -6,6 +6,7 @@ Only names and sizes are judged here; chat is `chat`'s, shapes are `openai`'s.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from p2pmesh.errors import MeshError, Reason, Untrusted
+from p2pmesh.errors import ConfigError, MeshError, Reason, Untrusted
 from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
 from p2pmesh.gateway.keys import Allowance, Key, Keys
@@ -33,6 +34,7 @@ from p2pmesh.query import AUTO, QueryId
 from p2pmesh.record import GENERAL, PeerId
 
 T = TypeVar("T")
+_log = logging.getLogger("p2pmesh.gateway")
 _HEALTH = ("/healthz", "/health")
 """The second is where llama.cpp's server, vLLM and routers before them have it."""
 
@@ -96,9 +98,17 @@ class KeysOnly:
                 await JSONResponse(body, 403)(scope, receive, send)
                 return
             kind, _, secret = headers.get("authorization", "").partition(" ")
-            key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+            try:
+                key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+            except ConfigError as exc:  # nobody is let in, and the peer's own people read why in its log
+                _log.error("the keys cannot be read: %s", exc)
+                text = "this peer cannot read its keys; its log says more"
+                body = openai.error(text, "internal_error", 503)
+                await JSONResponse(body, 503, {"retry-after": "10"})(scope, receive, send)
+                return
             if key is None:
                 text = "this takes a key, sent as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
+                text = "this key is not known here, or was taken back" if secret else text
                 body = openai.error(text, "invalid_api_key", 401)
                 await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
                 return
@@ -303,8 +313,7 @@ class _Door:
         """Take a ticket back."""
         self._check_token(request)
         said = await self._read(request, _Withdraw)
-        self._peer.withdraw(said.ticket)
-        return Response(status_code=204)
+        return JSONResponse({"let_in": list(self._peer.withdraw(said.ticket))})
 
     async def revoke(self, request: Request) -> Response:
         """Throw a peer out."""

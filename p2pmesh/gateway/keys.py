@@ -6,29 +6,34 @@ and no request. The file is read again when it has changed, so that a key is goo
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from p2pmesh.errors import ConfigError
+from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.peer import state
 from p2pmesh.record import GENERAL
+from p2pmesh.trust.statements import check_name
 
 PREFIX = "p2pm-"
 """What a key begins with, so that it is known for one wherever it turns up."""
 KEYS_MAX = 256
 """Most keys of one peer. A guess."""
 ZONES_MAX = 16
+PER_MINUTE_MAX = 1_000_000
 _FILE = "http-keys"
+_LOCK = "http-keys.lock"
 _FILE_BYTES_MAX = 2**20
 _NAME = re.compile(r"[\w.@-]{1,64}")
-_ZONE = re.compile(r"[\w.:-]{1,64}")
 
 
 class Key(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -90,37 +95,58 @@ class Keys:
         """Make a key called `name` and return it: nobody can be told it again. Raises ConfigError where there
         is one of that name, or no more may be."""
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"a key's name is up to 64 letters, digits, dots, dashes or @, not {name!r}")
-        bad = next((zone for zone in zones if not _ZONE.fullmatch(zone)), None)
-        if bad is not None or len(zones) > ZONES_MAX:
             raise ConfigError(
-                f"at most {ZONES_MAX} zones of letters, digits and dashes, not {bad or zones!r}"
+                f"a key's name is up to 64 letters, digits, dots, dashes or @, not {name[:80]!r}"
             )
-        rows = self.rows()
-        if any(key.name == name for key in rows):
-            raise ConfigError(f"there is a key called {name!r}: remove it first, or choose another name")
-        if len(rows) >= KEYS_MAX:
-            raise ConfigError(f"there are {KEYS_MAX} keys, and no more may be: remove one")
+        if len(zones) > ZONES_MAX:
+            raise ConfigError(f"a key asks in at most {ZONES_MAX} zones beside the general one")
+        try:
+            for zone in zones:
+                check_name("a zone", zone)
+        except Untrusted as exc:
+            raise ConfigError(str(exc)) from None
+        if not 0 <= per_minute <= PER_MINUTE_MAX:
+            raise ConfigError(f"a key asks 1 to {PER_MINUTE_MAX} times a minute, or, by 0, without a limit")
         secret = PREFIX + secrets.token_urlsafe(32)
         own = tuple(sorted({*zones} - {GENERAL}))
-        self._keep((*rows, Key(name, _digest(secret), own, int(time.time()), max(0, per_minute))))
+        with self._alone():
+            rows = self.rows()
+            if any(key.name == name for key in rows):
+                raise ConfigError(f"there is a key called {name!r}: remove it, or choose another name")
+            if len(rows) >= KEYS_MAX:
+                raise ConfigError(f"there are {KEYS_MAX} keys, and no more may be: remove one")
+            self._keep((*rows, Key(name, _digest(secret), own, int(time.time()), per_minute)))
         return secret
 
     def remove(self, name: str) -> None:
         """Take a key back. Raises ConfigError where there is none of that name."""
-        rows = self.rows()
-        left = tuple(key for key in rows if key.name != name)
-        if left == rows:
-            raise ConfigError(f"there is no key called {name!r}: `p2pmesh key list` tells which there are")
-        self._keep(left)
+        with self._alone():
+            rows = self.rows()
+            left = tuple(key for key in rows if key.name != name)
+            if left == rows:
+                raise ConfigError(f"no key is called {name[:64]!r}: `p2pmesh key list` tells which there are")
+            self._keep(left)
 
     def find(self, secret: str) -> Key | None:
         """Return the key that `secret` is; None: it is none, or was taken back."""
         self._refresh()
         return self._by_digest.get(_digest(secret))
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other command change the file meanwhile, which would undo what this one does."""
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise ConfigError(f"cannot use the state directory {self._path}: {exc.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def _keep(self, rows: Sequence[Key]) -> None:
-        self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.keep(self._path, _FILE, msgspec.msgpack.encode(list(rows)))
         self._refresh()
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -61,13 +62,7 @@ async def open_public(peer: Peer) -> AsyncIterator[str]:
     """Serve `peer` to other machines where its `http.public` says, over TLS, to whoever has a key; yield the
     base URL. Raises ConfigError where the certificate or the keys cannot be read, ListenError as `listen`."""
     config = peer.config.http
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    try:
-        context.load_cert_chain(config.certificate, config.private_key)
-    except (OSError, ssl.SSLError) as exc:
-        why = exc.strerror or exc
-        raise ConfigError(f"http.certificate, {config.certificate}, with its private key: {why}") from None
+    context = _context(config.certificate, config.private_key)
     app = create_public_app(peer, Keys(peer.state_directory))
     listener = listen(config.public, public=True)
     try:
@@ -78,6 +73,34 @@ async def open_public(peer: Peer) -> AsyncIterator[str]:
             yield f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     finally:
         listener.close()
+
+
+def _context(*named: str) -> ssl.SSLContext:
+    """Return what TLS is spoken with: a certificate, and its private key. Raises ConfigError, naming the file
+    and what is wrong with it."""
+    certificate, private_key = (Path(name).expanduser() for name in named)
+    for name, file in (("certificate", certificate), ("private_key", private_key)):
+        try:
+            data = file.read_bytes()
+        except OSError as exc:
+            raise ConfigError(f"http.{name}: cannot read {file}: {exc.strerror}") from None
+        wanted = b"CERTIFICATE" if name == "certificate" else b"PRIVATE KEY"
+        if wanted not in data:
+            raise ConfigError(f"http.{name}: {file} holds no PEM block of a {wanted.decode().lower()}")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+
+    def passphrase() -> str:
+        raise ConfigError(f"http.private_key: {private_key} takes a passphrase: keep it without one")
+
+    try:
+        context.load_cert_chain(certificate, private_key, passphrase)
+    except (OSError, ssl.SSLError) as exc:
+        if getattr(exc, "reason", "") == "KEY_VALUES_MISMATCH":
+            exc = ssl.SSLError("the private key is another certificate's")
+        why = f"{certificate} with {private_key}: {exc.strerror or exc}"
+        raise ConfigError(f"http.certificate: {why}") from None
+    return context
 
 
 async def _serve(app: Starlette, listener: trio.abc.Listener[Any]) -> None:

@@ -280,10 +280,10 @@ class Peer:
         secret, addresses = secrets.token_bytes(SECRET_BYTES), self._host.addresses[:4]
         return str(self._in_mesh().invite(secret, addresses, tuple(zones), expires_s, uses))
 
-    def withdraw(self, ticket: str) -> None:
-        """Take back a ticket that this peer gave out: it lets nobody in any more, and whom it has let in
-        stays. Raises Untrusted for one it did not give out, or that is void already."""
-        self._in_mesh().withdraw(Ticket.parse(ticket))
+    def withdraw(self, ticket: str) -> tuple[PeerId, ...]:
+        """Take back a ticket that this peer gave out: it lets nobody in any more. Returns whom it has let in,
+        who stay. Raises Untrusted for one it did not give out, or that is void already."""
+        return self._in_mesh().withdraw(Ticket.parse(ticket))
 
     def revoke(self, peer: PeerId) -> None:
         """Throw `peer` out of the mesh: whoever hears of it lets it go, and lets it in no more, until a new

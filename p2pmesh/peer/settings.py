@@ -96,7 +96,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _beside(values: dict[str, Any], folder: Path) -> None:
-    """Let relative paths of models count from the folder of the file that names them."""
+    """Let relative paths of models and certificates count from the folder of the file that names them."""
+    http = values.get("http")
+    for key in ("certificate", "private_key"):
+        path = http.get(key) if isinstance(http, dict) else None
+        if isinstance(http, dict) and isinstance(path, str) and path and not path.startswith("~"):
+            http[key] = str(folder / path)
     models = values.get("models")
     for model in models if isinstance(models, list) else ():
         for key in ("model", "adapter"):

@@ -295,10 +295,12 @@ class Standing:
         self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now))
         return Ticket.parse(str(ticket))
 
-    def withdraw(self, ticket: Ticket) -> None:
-        """Let nobody in by `ticket` from now on; whom it has let in stays. Raises Untrusted where this peer
-        gave out no such ticket, or it is void already."""
-        self._keep_invites(tickets.withdraw(ticket.secret, self.invites))
+    def withdraw(self, ticket: Ticket) -> tuple[PeerId, ...]:
+        """Let nobody in by `ticket` from now on; return whom it has let in, who stay. Raises Untrusted where
+        this peer gave out no such ticket, or it is void already."""
+        gone, left = tickets.withdraw(ticket.secret, self.invites)
+        self._keep_invites(left)
+        return gone.used
 
     def certify(self, peer: PeerId, zones: tuple[str, ...], since: int) -> Signed:
         """Return a certificate of `peer`, let in at `since`, signed with this machine's key. Raises Untrusted

@@ -163,9 +163,8 @@ def check_name(what: str, name: str) -> None:
     size = len(name.encode("utf-8", "surrogatepass"))
     blank = any(letter.isspace() for letter in name)
     if not 0 < size <= NAME_BYTES_MAX or blank or not name.isprintable():
-        raise Untrusted(
-            f"{what} has a name of 1 to {NAME_BYTES_MAX} bytes, all printable and no blanks, not {name!r}"
-        )
+        how = f"a name of 1 to {NAME_BYTES_MAX} bytes, all printable and no blanks"
+        raise Untrusted(f"{what} has {how}, not {name[:80]!r}")
 
 
 def _read(body: bytes) -> Statement:

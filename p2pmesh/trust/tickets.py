@@ -102,14 +102,14 @@ def invite(
     return (*alive, Invite(hashlib.sha256(secret).digest(), zones, now, until, uses))
 
 
-def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, ...]:
-    """Return the invites `open_` without the one that `secret` belongs to. Raises Untrusted where there is
-    none."""
+def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, tuple[Invite, ...]]:
+    """Return the invite that `secret` belongs to, and all the others of `open_`. Raises Untrusted where there
+    is none."""
     digest = hashlib.sha256(secret).digest()
-    left = tuple(one for one in open_ if one.digest != digest)
-    if len(left) == len(open_):
+    gone = next((one for one in open_ if one.digest == digest), None)
+    if gone is None:
         raise Untrusted("this peer has given out no such ticket, or it is void already")
-    return left
+    return gone, tuple(one for one in open_ if one is not gone)
 
 
 def redeem(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ssl
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import trio
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from p2pmesh.cli.main import main
 from p2pmesh.config import Config, Http, ModelConfig
 from p2pmesh.errors import ConfigError
 from p2pmesh.gateway.keys import Keys
@@ -160,16 +163,64 @@ async def test_plain_http_gets_nothing(tmp_path: Path) -> None:
         assert (await it.chat(key)).status_code == 200
 
 
-@pytest.mark.parametrize("spoil", ["missing", "no certificate"])
-async def test_a_certificate_that_cannot_be_read_is_told_of(tmp_path: Path, spoil: str) -> None:
+def _encrypted(private_key: Path) -> None:
+    key = serialization.load_pem_private_key(private_key.read_bytes(), None)
+    closed = serialization.BestAvailableEncryption(b"secret")
+    kind = serialization.PrivateFormat.PKCS8
+    private_key.write_bytes(key.private_bytes(serialization.Encoding.PEM, kind, closed))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda cert, key: cert.unlink(), "http.certificate: cannot read .*cert.pem: No such file"),
+        (lambda cert, key: key.unlink(), "http.private_key: cannot read .*key.pem: No such file"),
+        (lambda cert, key: cert.write_text("hello"), "http.certificate: .*cert.pem holds no PEM block"),
+        (lambda cert, key: key.write_bytes(cert.read_bytes()), "http.private_key: .* of a private key"),
+        (lambda cert, key: _encrypted(key), "key.pem takes a passphrase"),
+        (
+            lambda cert, key: key.write_bytes(self_signed(key.parent / "other")[1].read_bytes()),
+            "the private key is another certificate's",
+        ),
+        (
+            lambda cert, key: cert.write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"),
+            "http.certificate: .*cert.pem with .*key.pem",
+        ),
+    ],
+    ids=["no certificate", "no key", "not PEM", "swapped", "a passphrase", "another's", "damaged"],
+)
+async def test_a_certificate_that_does_not_do_is_told_of(tmp_path: Path, spoil: Any, said: str) -> None:
+    (tmp_path / "other").mkdir()
     certificate, private_key = self_signed(tmp_path)
-    if spoil == "missing":
-        certificate.unlink()
-    else:
-        certificate.write_text("hello")
+    spoil(certificate, private_key)
     http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key))
     config = Config(state=str(tmp_path / "state"), embedder="none", http=http)
     async with open_peer(config) as peer:
-        with pytest.raises(ConfigError, match=r"http\.certificate"):
+        with pytest.raises(ConfigError, match=said):
             async with open_public(peer):
                 pass
+
+
+async def test_keys_that_cannot_be_read_let_nobody_in_until_they_can(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", [])
+        file = tmp_path / "state" / "http-keys"
+        whole = file.read_text()
+        file.write_text("garbage")
+        refused = await it.chat(key)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        file.write_text(whole)
+        assert (await it.chat(key)).status_code == 200
+
+
+async def test_the_verbs_ask_by_https_with_the_key_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with public(tmp_path) as it:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        ask = partial(CliRunner().invoke, main, ["ask", "one", "two", "--url", it.url])
+        assert "is not known here" not in (refused := await trio.to_thread.run_sync(ask)).stderr
+        assert refused.exit_code == 1
+        monkeypatch.setenv("P2PMESH_KEY", it.keys.make("app", []))
+        answered = await trio.to_thread.run_sync(ask)
+        assert (answered.exit_code, answered.stdout) == (0, "echo: one two\n")

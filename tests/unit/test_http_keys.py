@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_a_key_is_found_by_what_it_is_and_by_nothing_else(tmp_path: Path) -> Non
 
 def test_the_file_does_not_hold_the_key_and_is_nobody_else_s(tmp_path: Path) -> None:
     secret = Keys(tmp_path / "new").make("app", [])
-    [file] = (tmp_path / "new").iterdir()
+    file = tmp_path / "new" / "http-keys"
     assert secret.removeprefix(PREFIX).encode() not in bytes.fromhex(file.read_text().split("\n")[2])
     assert file.stat().st_mode & 0o077 == 0
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
@@ -52,7 +53,7 @@ def test_one_made_or_taken_back_elsewhere_is_known_at_once(tmp_path: Path) -> No
         ("a\n", [], "name"),
         ("x" * 65, [], "name"),
         ("app", ["h r"], "'h r'"),
-        ("app", [""], "zones"),
+        ("app", [""], "a zone has a name"),
         ("app", [f"z{n}" for n in range(ZONES_MAX + 1)], "at most 16"),
         ("old", [], "there is a key called 'old'"),
     ],
@@ -66,6 +67,25 @@ def test_what_can_be_no_key_is_refused_and_nothing_changes(
     with pytest.raises(ConfigError, match=said):
         keys.make(name, zones)
     assert Keys(tmp_path).rows() == before
+
+
+def test_commands_at_once_undo_nothing_of_one_another(tmp_path: Path) -> None:
+    for number in range(8):
+        Keys(tmp_path).make(f"old{number}", [])
+
+    def change(number: int) -> None:
+        Keys(tmp_path).make(f"new{number}", [])
+        Keys(tmp_path).remove(f"old{number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(8)))
+    assert {key.name for key in Keys(tmp_path).rows()} == {f"new{number}" for number in range(8)}
+
+
+def test_no_allowance_is_beyond_counting(tmp_path: Path) -> None:
+    for per_minute in (-1, 10**30):
+        with pytest.raises(ConfigError, match="times a minute"):
+            Keys(tmp_path).make("app", [], per_minute)
 
 
 def test_there_is_a_bound(tmp_path: Path) -> None:

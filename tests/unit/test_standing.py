@@ -141,7 +141,7 @@ def test_a_ticket_that_was_taken_back_is_void_and_stays_so(clock: Clock) -> None
     blaise.on_change = lambda: kept.append(len(blaise.invites))
     ticket = blaise.invite(SECRET, (), (), 60.0, 2)
     given = blaise.admit(ADA, shown_for(ticket))
-    blaise.withdraw(ticket)
+    assert blaise.withdraw(ticket) == (ADA,)
     assert kept == [1, 1, 0]
     with pytest.raises(Untrusted, match="taken back"):
         blaise.admit(CARL, shown_for(ticket))

@@ -73,7 +73,8 @@ def test_an_expired_and_an_unknown_one_let_nobody_in() -> None:
 
 def test_one_that_was_taken_back_lets_nobody_in_and_the_others_do() -> None:
     invites = invite(OTHER, (), NOW + 60, 1, open_(), NOW)
-    left = withdraw(SECRET, invites)
+    gone, left = withdraw(SECRET, invites)
+    assert (gone.zones, gone.used) == (("hr",), ())
     with pytest.raises(Untrusted, match="taken back"):
         redeem(SECRET, ADA, left, -1, NOW)
     redeem(OTHER, ADA, left, -1, NOW)
