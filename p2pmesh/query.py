@@ -202,6 +202,12 @@ class Query:
             found.append((key, length))
         return tuple(found[-PREFIXES_MAX:])
 
+    @property
+    def bytes_about(self) -> int:
+        """About how many bytes it is on the wire: prompt, what there is of an answer, what is sealed."""
+        accepted = 0 if self.accepted is None else len(self.accepted.text) + 3 * len(self.accepted.tokens)
+        return self.prompt_bytes + len(self.sealed) + accepted
+
     @cached_property
     def prompt_bytes(self) -> int:
         """Length of all messages in UTF-8 bytes."""

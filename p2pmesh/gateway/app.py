@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -82,6 +82,15 @@ class OwnHostOnly:
         await self._app(scope, receive, send)
 
 
+@dataclass(eq=False)
+class Guest:
+    """Whoever is at the other end of one connection."""
+
+    address: str
+    known: bool = False
+    """Whether he has shown a key on it."""
+
+
 class KeysOnly:
     """Lets in whoever shows a key, from wherever, and no page that a browser has from elsewhere."""
 
@@ -92,8 +101,7 @@ class KeysOnly:
         """Pass on what shows a key; who only looks whether the peer is well needs none."""
         if scope["type"] == "http" and scope["path"] not in _HEALTH:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
+            if not _is_own(headers.get("origin"), headers.get("host", "")):
                 body = openai.error("a page from elsewhere may not ask here", "forbidden", 403)
                 await JSONResponse(body, 403)(scope, receive, send)
                 return
@@ -112,8 +120,19 @@ class KeysOnly:
                 body = openai.error(text, "invalid_api_key", 401)
                 await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
                 return
-            scope.setdefault("state", {})["key"] = key
+            state = scope.setdefault("state", {})
+            state["key"] = key
+            if "guest" in state:
+                state["guest"].known = True
         await self._app(scope, receive, send)
+
+
+def _is_own(origin: str | None, host: str) -> bool:
+    """Whether no page asks, or one of this very host."""
+    try:
+        return origin is None or urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def _is_loopback(url: str) -> bool:
@@ -190,6 +209,12 @@ def _bug(request: Request, failure: Exception) -> Response:
     return JSONResponse(openai.error("a fault of this peer; its log says more", "internal_error", 500), 500)
 
 
+def _key_of(request: Request) -> Key | None:
+    """Return the key that a request came with; None: at the door of this machine, where none is asked for."""
+    key = request.scope.get("state", {}).get("key")
+    return key if isinstance(key, Key) else None
+
+
 class _Door:
     """The endpoints of one peer."""
 
@@ -206,28 +231,32 @@ class _Door:
         async def reply() -> ChatReply:
             body = await chat.body_of(request, self._peer.config.http.body_bytes_max)
             asked = openai.parse(body)
-            if isinstance(key, Key) and not key.may_ask_in(asked.zone):
+            if key is not None and not key.may_ask_in(asked.zone):
                 raise Untrusted(f"the key {key.name} may not ask in the zone {asked.zone!r}")
             return chat.ask(self._peer, asked, self._finished)
 
-        key = request.scope.get("state", {}).get("key")
-        wait_s = self._allowance.wait_s(key, trio.current_time()) if isinstance(key, Key) else 0.0
-        if wait_s:
-            text = f"this key may ask {key.per_minute} queries a minute"
-            body = openai.error(text, "rate_limit_exceeded", 429)
-            return JSONResponse(body, 429, {"retry-after": str(math.ceil(wait_s))})
-        return await self._admit(reply)
+        key = _key_of(request)
+        return await self._admit(reply, key)
 
     async def answers(self, request: Request) -> Any:
         """Give the rest of an answer that was begun at a peer that has died, from where its reader was."""
 
+        key = _key_of(request)
+
         async def reply() -> ChatReply:
-            return chat.claim(self._peer, request.headers.get("last-event-id", ""), self._finished)
+            mark = request.headers.get("last-event-id", "")
+            return chat.claim(self._peer, mark, None if key is None else key.zones, self._finished)
 
-        return await self._admit(reply)
+        return await self._admit(reply, key)
 
-    async def _admit(self, reply: Callable[[], Awaitable[ChatReply]]) -> Any:
+    async def _admit(self, reply: Callable[[], Awaitable[ChatReply]], key: Key | None) -> Any:
+        """Let one who generates in, by `key` where he has one, if there is room and his allowance lasts."""
         config = self._peer.config.http
+        wait_s = 0.0 if key is None else self._allowance.wait_s(key, trio.current_time())
+        if key is not None and wait_s:
+            text = f"this key may ask {key.per_minute} queries a minute"
+            body = openai.error(text, "rate_limit_exceeded", 429)
+            return JSONResponse(body, 429, {"retry-after": str(math.ceil(wait_s))})
         if self._requests >= config.requests_max or self._peer.draining:
             busy = "this peer is about to go" if self._peer.draining else "too many requests are being served"
             return JSONResponse(openai.error(busy, Reason.OVERLOADED.value, 503), 503, {"retry-after": "1"})

@@ -48,13 +48,14 @@ def ask(peer: Peer, request: openai.ChatRequest, done: Callable[[], None]) -> Ch
     return ChatReply(peer, request, stream, done)
 
 
-def claim(peer: Peer, bookmark: str, done: Callable[[], None]) -> ChatReply:
-    """Return the reply to one who comes for the rest of an answer. Raises BadRequest."""
+def claim(peer: Peer, bookmark: str, zones: tuple[str, ...] | None, done: Callable[[], None]) -> ChatReply:
+    """Return the reply to one who comes for the rest of an answer, and may read it in these `zones`; None: in
+    all. Raises BadRequest."""
     try:
         read_bookmark(bookmark)
     except ValueError as exc:
         raise openai.BadRequest(str(exc), "last-event-id") from None
-    return ChatReply(peer, openai.ChatRequest([], stream=True), peer.claim(bookmark), done)
+    return ChatReply(peer, openai.ChatRequest([], stream=True), peer.claim(bookmark, zones=zones), done)
 
 
 class ChatReply:

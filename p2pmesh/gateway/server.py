@@ -7,8 +7,8 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hypercorn.typing import ConnectionState, LifespanState
 from starlette.applications import Starlette
 
 from p2pmesh.errors import ConfigError, ListenError
-from p2pmesh.gateway.app import create_app, create_public_app
+from p2pmesh.gateway.app import Guest, create_app, create_public_app
 from p2pmesh.gateway.keys import Keys
 from p2pmesh.peer.background import background
 from p2pmesh.peer.peer import Peer
@@ -31,6 +31,8 @@ _DEAF_S = 5.0
 """Seconds a client may take nothing while its buffers, megabytes, are full; then it is dropped."""
 _HANDSHAKE_S = 5.0
 """Seconds for a TLS handshake."""
+_KNOWN_S = 10.0
+"""Seconds in which a connection from another machine must have shown a key."""
 
 
 @asynccontextmanager
@@ -69,7 +71,7 @@ async def open_public(peer: Peer) -> AsyncIterator[str]:
         host, port = listener.getsockname()[:2]
         sockets = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         async with background() as nursery:
-            nursery.start_soon(_serve, app, trio.SSLListener(sockets, context))
+            nursery.start_soon(_serve, app, trio.SSLListener(sockets, context), config.requests_max)
             yield f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     finally:
         listener.close()
@@ -103,7 +105,7 @@ def _context(*named: str) -> ssl.SSLContext:
     return context
 
 
-async def _serve(app: Starlette, listener: trio.abc.Listener[Any]) -> None:
+async def _serve(app: Starlette, listener: trio.abc.Listener[Any], guests_max: int = 0) -> None:
     """Serve `app` until cancelled. Not by `hypercorn.trio.serve`, where a connection that fails, as one does
     whose HTTP/2 client sends on after its answer, takes the server and with it the peer."""
     config = Config()
@@ -113,19 +115,54 @@ async def _serve(app: Starlette, listener: trio.abc.Listener[Any]) -> None:
     config.ssl_handshake_timeout = _HANDSHAKE_S
     wrapped, context = ASGIWrapper(app), WorkerContext(None)  # type: ignore[arg-type]
 
+    guests: list[Guest] = []
+
     async def connection(stream: trio.abc.Stream) -> None:
+        guest = Guest(_address(stream) if guests_max else "")
+        if guests_max and not _has_room(guests, guest, guests_max):
+            return await trio.aclose_forcefully(stream)
+        guests.append(guest)
         try:
-            its = ConnectionState(LifespanState({}))
-            await TCPServer(wrapped, config, context, its, stream)  # type: ignore[arg-type]
+            async with trio.open_nursery() as nursery:
+                if guests_max:
+                    nursery.start_soon(_until_known, guest, stream, nursery.cancel_scope)
+                its = ConnectionState(LifespanState({"guest": guest}))
+                await TCPServer(wrapped, config, context, its, stream)  # type: ignore[arg-type]
+                nursery.cancel_scope.cancel()
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is this client's alone
             seen = _log.isEnabledFor(logging.DEBUG)
             _log.warning("an HTTP connection failed and was closed: %r", exc, exc_info=seen)
+        finally:
+            guests.remove(guest)
 
     async with trio.open_nursery() as nursery:
         try:
             await trio.serve_listeners(connection, [listener], handler_nursery=nursery)
         finally:
             await context.terminated.set()
+
+
+def _address(stream: Any) -> str:
+    """Return where a connection comes from; nothing where it has gone already."""
+    with suppress(OSError):
+        return str(stream.transport_stream.socket.getpeername()[0])
+    return ""
+
+
+def _has_room(guests: Sequence[Guest], one: Guest, guests_max: int) -> bool:
+    """Whether there is room for one more, who has shown no key yet: such have a quarter of it, and those of
+    one address a quarter of that."""
+    strangers = [guest for guest in guests if not guest.known]
+    near = sum(guest.address == one.address for guest in strangers)
+    return len(guests) < guests_max and len(strangers) < guests_max // 4 and near < max(1, guests_max // 16)
+
+
+async def _until_known(guest: Guest, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    """Close a connection over which no key was shown in time: its place is wanted by others."""
+    await trio.sleep(_KNOWN_S)
+    if not guest.known:
+        await trio.aclose_forcefully(stream)  # a write to who reads nothing is shielded
+        scope.cancel()
 
 
 def _parse(bind: str, public: bool) -> tuple[str, int]:

@@ -349,7 +349,8 @@ class EngineHandle:
             if (
                 away_s > _LOOK_S
             ):  # this process was stopped, and has not read yet what the child said meanwhile
-                started, self._heard = started + away_s, self._heard + away_s
+                started += away_s
+                self._heard = min(self._heard + away_s, trio.current_time())
 
 
 class _Idle(EngineError):

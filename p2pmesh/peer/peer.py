@@ -162,17 +162,18 @@ class Peer:
             yield answer
 
     @asynccontextmanager
-    async def claim(self, bookmark: str) -> AsyncIterator[Answer]:
+    async def claim(self, bookmark: str, *, zones: tuple[str, ...] | None = None) -> AsyncIterator[Answer]:
         """Come for the rest of an answer that was begun at another peer, which has died: for what follows the
         place that `bookmark` names (see `Answer.bookmark`). As `stream` does otherwise, `guarded` too.
 
-        What it was asked with holds on, what is left of its budget too. If that peer lives, the answer ends
-        there. Raises ValueError where that is no bookmark; iterating raises QueryError, NoRoute where nobody
-        holds the answer any more.
+        `zones`: those, beside the general one, that whoever comes may read an answer of; None: all that this
+        peer may. What it was asked with holds on, what is left of its budget too. If that peer lives, the
+        answer ends there. Raises ValueError where that is no bookmark; iterating raises QueryError, NoRoute
+        where nobody holds the answer any more.
         """
         held_id, seen, holder = read_bookmark(bookmark)
         query_id = QueryId(secrets.token_hex(16))
-        async with self._asking(e.Claimed(query_id, held_id, holder, seen), query_id, seen) as answer:
+        async with self._asking(e.Claimed(query_id, held_id, holder, seen, zones), query_id, seen) as answer:
             yield answer
 
     @asynccontextmanager

@@ -23,7 +23,7 @@ from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.holding import Holding
 from p2pmesh.protocol.messages import Claim, Copy, Keep, Kept, Legacy, Settle
 from p2pmesh.query import Chunk, Ended, Query, QueryId, Resume
-from p2pmesh.record import NOBODY, PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 _SILENT_S = 10.0
 """Seconds for which one that said nothing is not chosen again: it may be stopped, and every answer that it
@@ -79,16 +79,16 @@ class Backups:
         config: Config,
         out: list[Effect],
         holders: Callable[[str], Collection[PeerId]],
-        late_s: Callable[[PeerId], float],
+        late_s: Callable[[PeerId, int], float],
         may_see: Callable[[PeerId, str], bool],
         flight: Callable[[QueryId], Flight | None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         ask: Callable[[Query, float], None],
         cancel: Callable[[QueryId, float], None],
     ) -> None:
-        """`holders` returns the links that may see a zone, `late_s` the seconds in which one must say what it
-        holds, `flight` a query in flight here; `ask` and `cancel` do so for somebody at this peer; `reach` as
-        in `relay`."""
+        """`holders` returns the links that may see a zone, `late_s` the seconds in which one must say that it
+        holds what has so many bytes, `flight` a query in flight here; `ask` and `cancel` do so for somebody
+        at this peer; `reach` as in `relay`."""
         self._me = me
         self.holding = Holding(config, out, may_see)
         self._bytes_max = config.limits.accepted_bytes_max
@@ -183,7 +183,7 @@ class Backups:
         self._flush(mine)
         if mine.waiting:  # one that says something, but ever later, is as bad as one that says nothing
             since = mine.waiting[0][1]
-            mine.again = mine.again and since + self._late_s(peer) <= now
+            mine.again = mine.again and since + self._late_s(peer, 0) <= now
             self._watch(mine, since)
         else:
             mine.again = False
@@ -210,7 +210,7 @@ class Backups:
 
             def order(peer: PeerId) -> tuple[int, bytes]:
                 lot = blake2b(f"{mine.query.id} {peer}".encode()).digest()
-                return round(math.log2(self._late_s(peer))), lot
+                return round(math.log2(self._late_s(peer, 0))), lot
 
             mine.holder = min(left, key=order)
             mine.tried = (*mine.tried, mine.holder)
@@ -230,8 +230,9 @@ class Backups:
     def _let_hold(self, mine: _Mine, now: float) -> None:
         flight = self._flight(mine.query.id)
         accepted = None if flight is None else flight.accepted()
-        self._send(mine, Keep(replace(mine.query, accepted=accepted or mine.query.accepted)))
-        self._watch(mine, now)
+        query = replace(mine.query, accepted=accepted or mine.query.accepted)
+        self._send(mine, Keep(query))
+        self._watch(mine, now, query.bytes_about)
 
     def _flush(self, mine: _Mine) -> None:
         while mine.waiting and (mine.holder == NOBODY or mine.waiting[0][0] <= mine.acked):
@@ -244,10 +245,10 @@ class Backups:
         if mine.holder != NOBODY:
             self._out.append(Send(mine.holder, message))
 
-    def _watch(self, mine: _Mine, now: float) -> None:
+    def _watch(self, mine: _Mine, now: float, size: int = 0) -> None:
         # It delays what the asker reads. The next has twice as long: where all are slow, one is good enough.
         doubled = 1.0 if mine.acked >= 0 else 2.0 ** (len(mine.tried) - 1)
-        mine.due = min(now + self._late_s(mine.holder) * doubled, mine.deadline)
+        mine.due = min(now + self._late_s(mine.holder, size) * doubled, mine.deadline)
         self._due = min(self._due, mine.due)
 
     # -- what is over ----------------------------------------------------------------------------------
@@ -295,6 +296,9 @@ class Backups:
 
     def _go_on(self, event: Claimed, legacy: Legacy, now: float) -> None:
         """Give whoever came what he has not seen, and go on from there."""
+        if event.zones is not None and legacy.query.zone not in (GENERAL, *event.zones):
+            self._not_found(_Wanted(event, now))
+            return
         got = legacy.query.accepted
         text = "" if got is None else got.text
         if event.seen > len(text):

@@ -82,6 +82,8 @@ class Claimed:
     """Who holds it, as `Guarded` told."""
     seen: int
     """Characters of its text that the asker has: what follows them is delivered."""
+    zones: tuple[str, ...] | None = None
+    """Zones beside the general one that whoever comes may read; None: all that this peer may."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ from p2pmesh.record import GENERAL, Capability, Load, PeerId, PeerRecord, Versio
 _AWAY_S = 0.25
 """Seconds by which a machine must have been called too late to hold that it was away: its process was
 stopped, or its cores were busy. Longer than the probes' timeout, a guess."""
+_SLOW_BYTES_PER_S = 25_000.0
+"""Of a link that is given time for a long prompt. A guess: a poor mobile line's upload."""
 
 
 class Machine:
@@ -374,10 +376,12 @@ class Machine:
     def _can_embed(self) -> bool:
         return bool(self.gossip.me.record.capability.space)
 
-    def _late_s(self, peer: PeerId) -> float:
-        """Return the seconds after which a neighbour should have said that it has what it was sent."""
-        link, unknown_s = self.membership.links.get(peer), self._config.relay.accept_timeout_s
-        return unknown_s if link is None else min(link.late_s(unknown_s), self._config.relay.silence_max_s)
+    def _late_s(self, peer: PeerId, size: int) -> float:
+        """Return the seconds after which a neighbour should have said that it has the `size` bytes it was
+        sent: its link's, which were measured with a hundred, and what so many take on a slow one."""
+        link, late_s = self.membership.links.get(peer), self._config.relay.accept_timeout_s
+        late_s = late_s if link is None else link.late_s(late_s)
+        return min(late_s, self._config.relay.silence_max_s) + size / _SLOW_BYTES_PER_S
 
     def _sent(self, row: Scored, now: float) -> None:
         if row.next_hop == row.peer:  # it is not the neighbour on the way that has the work

@@ -188,7 +188,7 @@ class Recovery:
             return
         if self.budget.spend(now):
             flight.moved = True
-            self._breakers.failed(peer, now)
+            self._breakers.failed(slow[-1], now)
             self._flights.release(flight)
             self._again(flight, slow, Reason.PEER_LOST, "the answer came too slowly", now)
 

@@ -51,7 +51,7 @@ class Relay:
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
         hopes: Callable[[Query], bool],
         can_embed: Callable[[], bool],
-        late_s: Callable[[PeerId], float],
+        late_s: Callable[[PeerId, int], float],
         deliver: Callable[[Deliver | Fail], None],
         answered: Callable[[Query, Ended], None],
         out: list[Effect],
@@ -409,7 +409,7 @@ class Relay:
     def _send_onward(self, flight: Flight, peer: PeerId, now: float) -> None:
         assert flight.onward is not None, "a flight that was offered has something to send"
         flight.phase, flight.sent = Phase.OFFERED, True
-        flight.silent_at = now + self._late_s(peer)
+        flight.silent_at = now + self._late_s(peer, flight.onward.query.bytes_about)
         self.flights.watch(flight)
         self._out.append(Send(peer, flight.onward))
         flight.onward = None

@@ -157,6 +157,19 @@ def test_a_link_that_is_slow_by_nature_has_time_to_say_that_it_holds() -> None:
     assert e.Guarded(A) in delivered(bench.say(A, m.Kept(asked.id, 0)))
 
 
+@pytest.mark.parametrize(("zones", "reads"), [(None, True), (("hr",), True), (("law",), False), ((), False)])
+def test_an_answer_of_a_zone_is_given_to_whom_may_read_it(zones: tuple[str, ...] | None, reads: bool) -> None:
+    bench = Bench()
+    bench.link(B)
+    bench.handle(e.Claimed(NEW, ID, B, 0, zones))
+    held = replace(ASKED, id=ID, zone="hr", accepted=Accepted((0,), "secret ", 1, MODEL.digest))
+    effects = bench.say(B, m.Legacy(held, ENDED))
+    assert ("secret" in texts(effects)) == reads
+    if not reads:
+        [fail] = of(effects, e.Fail)
+        assert fail.reason is Reason.ANSWER_NOT_FOUND
+
+
 def test_who_is_far_holds_nothing_while_somebody_is_near() -> None:
     bench = Guarded(A, B, C)
     for peer in (A, C):

@@ -262,6 +262,13 @@ def test_how_long_an_offer_may_go_unanswered_its_link_says(
     assert sent(bench.wait(0.04), m.Cancel, A) == [m.Cancel(ID, 0)]
 
 
+def test_a_long_prompt_has_time_to_come_over_a_slow_link() -> None:
+    bench = asker(A)
+    forwarded(bench.ask(query(origin=ME, text="word " * 1_200)))
+    assert not sent(bench.wait(0.4), m.Cancel)
+    assert sent(bench.wait(0.1), m.Cancel, A)
+
+
 def test_an_accept_buys_patience_that_ends() -> None:
     bench = asker(A, B)
     first, _ = forwarded(bench.ask())
