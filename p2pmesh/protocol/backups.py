@@ -45,6 +45,8 @@ class _Mine:
     tried: tuple[PeerId, ...] = ()
     again: bool = False
     """Whether the holder was asked a second time, as it said nothing."""
+    told: bool = False
+    """Whether the asker was told of a holder, this one or one before it."""
     acked: int = -1
     """Chunks that it holds, and one more for the end; -1: it has not said anything yet."""
     chunks: int = 0
@@ -151,7 +153,7 @@ class Backups:
             mine.size += len(effect.item.text.encode())
             if mine.size > self._bytes_max:  # so long an answer cannot travel: it goes on unheld
                 self._send(mine, Settle(mine.query.id, None))
-                self._unheld(mine, mine.acked >= 0)
+                self._unheld(mine)
                 return self._out.append(effect)
             flight = self._flight(mine.query.id)
             digest = "" if flight is None or flight.mixed else flight.digest
@@ -178,6 +180,7 @@ class Backups:
         if mine is None or mine.holder != peer or message.chunks <= mine.acked:
             return
         if mine.acked < 0:
+            mine.told = True
             self._out.append(Deliver(message.query_id, Guarded(peer)))
         mine.acked, mine.due = message.chunks, math.inf
         self._flush(mine)
@@ -202,7 +205,6 @@ class Backups:
 
     def _next_holder(self, mine: _Mine, now: float) -> None:
         """Choose one, a near one, in an order that no two queries share; nobody, where there is none left."""
-        told = mine.acked >= 0
         mine.holder, mine.acked, mine.due, mine.again = NOBODY, -1, math.inf, False
         silent = [peer for peer, until in self._silent.items() if until > now]
         left = set(self._holders(mine.query.zone)).difference(mine.tried, silent)
@@ -216,13 +218,13 @@ class Backups:
             mine.tried = (*mine.tried, mine.holder)
             self._let_hold(mine, now)
         else:
-            self._unheld(mine, told)
+            self._unheld(mine)
 
-    def _unheld(self, mine: _Mine, told: bool) -> None:
+    def _unheld(self, mine: _Mine) -> None:
         """Nobody holds it from here on, and the asker, if he was told of a holder, is told that: he gets all
         there is."""
         mine.holder = NOBODY
-        if told:
+        if mine.told:
             self._out.append(Deliver(mine.query.id, Guarded(NOBODY)))
         self._flush(mine)
         self._mine.pop(mine.query.id, None)

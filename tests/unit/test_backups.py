@@ -264,6 +264,16 @@ def test_who_held_it_and_says_nothing_more_is_told_of_as_no_holder() -> None:
     assert texts(bench.handle(wrote(1))) == "1 "
 
 
+def test_who_was_told_of_a_holder_is_told_that_there_is_none_however_many_were_tried_since() -> None:
+    """Found by one world of ten thousand: he went to the first one for the rest, which held nothing."""
+    bench = Guarded(A, B)
+    holder = bench.holder(bench.begun)
+    bench.say(holder, m.Kept(ID, 0))
+    effects = bench.handle(e.Disconnected(holder))
+    assert bench.holder(effects) != holder
+    assert e.Guarded(NOBODY) in delivered(bench.wait(2.0))
+
+
 def test_the_asker_has_all_there_is_when_his_time_is_over() -> None:
     bench = Guarded(B, C, asked=replace(ASKED, budget_s=0.5))
     bench.handle(wrote(0))
