@@ -291,7 +291,7 @@ class Http:
     request_timeout_s: float = 120.0
     """A query's whole budget when it comes in over HTTP, in seconds."""
     requests_max: int = 256
-    """Most requests served at once; one more is answered 503 with a retry-after."""
+    """Most requests served at once at each of the two; one more is answered 503 with a retry-after."""
 
     def __post_init__(self) -> None:
         positive(self, "body_bytes_max", "request_timeout_s", "requests_max")

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,10 +156,12 @@ class Ground:
             return True
         return False
 
-    async def until_asked(self, count: int) -> bool:
-        """Wait until so many more honest queries have ended; return whether they did in time."""
-        enough = self.honest.asked + count
-        return await self.until(lambda: self.honest.asked >= enough)
+    async def until_answered(self, count: int) -> bool:
+        """Wait until so many more honest queries were answered; return whether they were, in time and all."""
+        before = replace(self.honest)
+        in_time = await self.until(lambda: self.honest.since(before).answered >= count)
+        since = self.honest.since(before)
+        return in_time and since.answered == since.asked
 
 
 def _post(url: str, body: dict[str, Any]) -> tuple[str, str]:
@@ -226,9 +228,14 @@ class Insider:
         for message in messages:
             self.say_raw(self._codec.encode(message))
 
-    def say_raw(self, data: bytes) -> None:
-        """Send any bytes as a frame."""
-        self.host.send(self.to, data, Priority.CONTROL)
+    def say_raw(self, data: bytes) -> bool:
+        """Send any bytes as a frame; return whether there was room for them."""
+        return self.host.send(self.to, data, Priority.CONTROL)
+
+    def waiting(self) -> int:
+        """Return how many frames wait to be written."""
+        link = self.host._links.get(self.to)
+        return 0 if link is None else sum(map(len, link._outbox))
 
     async def listen(self) -> None:
         """Hear what comes, until cancelled or the link has ended."""

@@ -21,12 +21,12 @@ from multiaddr import Multiaddr
 
 from p2pmesh.config import Net
 from p2pmesh.errors import NetworkError
-from p2pmesh.net.door import Open
 from p2pmesh.net.host import PROOF_S
 from p2pmesh.net.identity import Identity
 from p2pmesh.net.knock import knock
 from p2pmesh.net.secure import PROTOCOL, Security
 from p2pmesh.peer import credentials
+from p2pmesh.record import PeerId
 from p2pmesh.trust.keys import public_key_of
 from p2pmesh.trust.standing import shown_for
 from p2pmesh.trust.tickets import Ticket
@@ -117,26 +117,38 @@ async def garbage(ground: Ground) -> Verdict:
     """Random bytes on the port, after Noise's name, and on every protocol that libp2p has."""
     for said in (os.urandom(1), os.urandom(50_000), _offered("/noise") + os.urandom(500)):
         await _reply(ground.port("desk"), said)
-    spoken = []
+    spoken, open_ = [], []
     for protocol in (PROTOCOL, *FOREIGN):
         async with stranger() as rude:
             with suppress(Exception):
                 stream = await _open(rude, ground, protocol)
                 spoken.append(protocol)
                 await fails(stream.write(os.urandom(1_000)))
-                with trio.fail_after(HANG_S):
+                with trio.move_on_after(HANG_S) as scope:
                     await until_ended(stream)
-    return Verdict(set(spoken) <= {PROTOCOL}, f"protocols that were spoken: {spoken}; each stream ended")
+                if scope.cancelled_caught:
+                    open_.append(protocol)
+    blocked = set(spoken) == {PROTOCOL} and not open_
+    return Verdict(
+        blocked, f"protocols that were spoken: {spoken}; left open after garbage: {open_ or 'none'}"
+    )
 
 
 async def oversized_frame(ground: Ground) -> Verdict:
-    """Announce four gigabytes, before being let in."""
-    async with stranger() as rude:
-        stream = await _open(rude, ground, PROTOCOL)
-        await fails(stream.write(b"\xff\xff\xff\xff"))
-        with trio.move_on_after(HANG_S) as scope:
-            await until_ended(stream)
-    return Verdict(not scope.cancelled_caught, "the stream was ended")
+    """Announce four gigabytes, before being let in. One who announces sixteen bytes is waited for."""
+    ended = {}
+    for name, length in (("4 GB", b"\xff\xff\xff\xff"), ("16 B", b"\0\0\0\x10")):
+        async with stranger() as rude:
+            stream = await _open(rude, ground, PROTOCOL)
+            began = trio.current_time()
+            await fails(stream.write(length))
+            with trio.move_on_after(PROOF_S / 2):
+                await until_ended(stream)
+            ended[name] = trio.current_time() - began
+    blocked = ended["4 GB"] < PROOF_S / 4 < ended["16 B"]
+    return Verdict(
+        blocked, f"ended after {ended['4 GB']:.2f} s; the honest one stood for {ended['16 B']:.2f} s"
+    )
 
 
 async def stream_flood(ground: Ground, streams: int) -> Verdict:
@@ -156,10 +168,10 @@ async def stream_flood(ground: Ground, streams: int) -> Verdict:
             if stuck.cancelled_caught:
                 break
             opened += 1
-        served = await ground.until_asked(5)
+        served = await ground.until_answered(5)
         grown = ground.memory_mb("desk") - before
     said = f"{opened} of {streams} asked for, {grown:.1f} MiB more memory"
-    return Verdict(served and grown < _MEMORY_MB_MAX, said)
+    return Verdict(served and opened > 0 and grown < _MEMORY_MB_MAX, said)
 
 
 async def slow_handshakes(ground: Ground) -> Verdict:
@@ -201,27 +213,41 @@ async def slow_requests(ground: Ground) -> Verdict:
         streams = [await trio.open_tcp_stream(host, port) for _ in range(_DRIBBLERS)]
         for stream in streams:
             nursery.start_soon(_dribble, stream, b"GET / HTTP/1.1\r\nx-slow: " + b"a" * 40)
-        served = await ground.until_asked(20)
+        served = await ground.until_answered(20)
         for stream in streams:
             await stream.aclose()
         nursery.cancel_scope.cancel()
     return Verdict(served, f"20 honest queries were answered beside {_DRIBBLERS}: {served}")
 
 
+class _Easy:
+    """The door of one who lets in everybody, and shows what he likes."""
+
+    def __init__(self, shown: bytes) -> None:
+        self._shown = shown
+
+    def show(self) -> bytes:
+        return self._shown
+
+    def admit(self, peer: PeerId, shown: bytes) -> bytes:
+        return b""
+
+
 async def no_certificate(ground: Ground) -> Verdict:
-    """Knock with nothing, and with the certificate of a mesh that the stranger founded itself."""
+    """Knock with nothing, with junk, and with the certificate of a mesh that the stranger founded itself."""
     who = Identity.generate()
     folder = ground._folder / "other"
     folder.mkdir(exist_ok=True)
     other = credentials.found(folder, who, "lab", ())
-    return _all_refused([await _why_not(ground, "desk", who, door) for door in (Open(), other)])
+    shows = (b"", b"junk", other.show())
+    return _all_refused([await _why_not(ground, "desk", who, _Easy(shown)) for shown in shows])
 
 
 async def expired_certificate(ground: Ground) -> Verdict:
     """Show a certificate that ran out yesterday."""
     who = Identity.generate()
     old = ground.certificate(who, lambda: time.time() - 8 * 86_400)
-    return _all_refused([await _why_not(ground, name, who, old) for name in ground.peers])
+    return _all_refused([await _why_not(ground, name, who, _Easy(old.show())) for name in ground.peers])
 
 
 async def another_s_certificate(ground: Ground) -> Verdict:
@@ -231,7 +257,7 @@ async def another_s_certificate(ground: Ground) -> Verdict:
         signed = await one.pulled(ground.id("hr"))
     theirs = ground.certificate(who)
     theirs.own = type(theirs.own).parse(signed.certificate)
-    return _all_refused([await _why_not(ground, "desk", who, theirs)])
+    return _all_refused([await _why_not(ground, "desk", who, _Easy(theirs.show()))])
 
 
 async def replayed_ticket(ground: Ground) -> Verdict:
@@ -260,7 +286,8 @@ async def _why_not(ground: Ground, name: str, who: Identity, door: object) -> st
 
 
 def _all_refused(reasons: list[str]) -> Verdict:
-    return Verdict(all(reasons), "; ".join(reason or "LET IN" for reason in reasons))
+    theirs = all("it does not let us in" in reason for reason in reasons)  # and not we them
+    return Verdict(theirs, "; ".join(reason or "LET IN" for reason in reasons))
 
 
 async def dns_rebinding(ground: Ground) -> Verdict:

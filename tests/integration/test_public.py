@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from ipaddress import ip_address
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from p2pmesh.cli.main import main
 from p2pmesh.config import Config, Http, ModelConfig
 from p2pmesh.errors import ConfigError
+from p2pmesh.gateway import server
 from p2pmesh.gateway.keys import Keys
 from p2pmesh.gateway.server import open_public
 from p2pmesh.peer.peer import open_peer
@@ -59,9 +60,13 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 class Public:
     """A peer's public door, and a client of it."""
 
-    def __init__(self, url: str, keys: Keys, certificate: Path) -> None:
-        self.url, self.keys = url, keys
+    def __init__(self, url: str, keys: Keys, certificate: Path, peer: Any) -> None:
+        self.url, self.keys, self.peer = url, keys, peer
         self._trusts = ssl.create_default_context(cafile=str(certificate))
+
+    def client(self, key: str) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(base_url=self.url, timeout=HANG_S, verify=self._trusts, headers=headers)
 
     async def call(self, method: str, path: str, key: str = "", **how: Any) -> httpx.Response:
         headers = how.pop("headers", {}) | ({"authorization": f"Bearer {key}"} if key else {})
@@ -74,15 +79,15 @@ class Public:
 
 
 @asynccontextmanager
-async def public(tmp_path: Path) -> AsyncIterator[Public]:
+async def public(tmp_path: Path, **more: Any) -> AsyncIterator[Public]:
     certificate, private_key = self_signed(tmp_path)
-    http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key))
+    http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key), **more)
     echo = ModelConfig(model="echo", engine="echo", tokens_per_s=1_000.0)
     config = Config(name="ada", state=str(tmp_path / "state"), models=(echo,), embedder="none", http=http)
     with trio.fail_after(HANG_S):
         async with open_peer(config) as peer, open_public(peer) as url:
             assert url.startswith("https://127.0.0.1:")
-            yield Public(url, Keys(tmp_path / "state"), certificate)
+            yield Public(url, Keys(tmp_path / "state"), certificate, peer)
 
 
 async def test_who_has_a_key_asks_and_nobody_else(tmp_path: Path) -> None:
@@ -121,6 +126,52 @@ async def test_one_key_takes_no_more_than_its_share_and_the_others_notice_nothin
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         assert (await it.call("GET", "/v1/models", greedy)).status_code == 200  # which costs nothing
         assert (await it.chat(other)).status_code == 200
+
+
+async def test_who_comes_for_an_answer_is_counted_and_reads_none_of_another_zone(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        key = it.keys.make("app", ["law"], per_minute=2)
+        mark = {"last-event-id": f"{1:032x}.0.{it.peer.id}"}
+        told = [await it.call("GET", "/mesh/v1/answers", key, headers=mark) for _ in range(3)]
+        assert [answer.status_code for answer in told] == [404, 404, 429]
+        seen = []
+        claim = it.peer.claim
+
+        def noted(bookmark: str, **how: Any) -> Any:
+            seen.append(how)
+            return claim(bookmark, **how)
+
+        it.peer.claim = noted
+        await it.call("GET", "/mesh/v1/answers", it.keys.make("hr", ["hr"]), headers=mark)
+        assert seen == [{"zones": ("hr",)}]
+
+
+async def test_strangers_have_little_room_and_little_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_KNOWN_S", 0.5)
+    async with public(tmp_path, requests_max=48) as it:
+        key = it.keys.make("app", [])
+        async with it.client(key) as known:
+            assert (await known.get("/v1/models")).status_code == 200
+            where = it.url.removeprefix("https://127.0.0.1:")
+            silent = [await trio.open_tcp_stream("127.0.0.1", int(where)) for _ in range(12)]
+            begun = trio.current_time()
+            ended = []
+            for stream in silent:
+                async with stream:
+                    with suppress(trio.BrokenResourceError):
+                        await stream.receive_some()
+                ended.append(trio.current_time() - begun)
+            assert max(ended) < 5.0  # sooner than a handshake may take
+            assert (await known.get("/v1/models")).status_code == 200  # on the connection it had
+        assert (await it.chat(key)).status_code == 200
+
+
+async def test_no_header_is_a_fault_of_ours(tmp_path: Path) -> None:
+    async with public(tmp_path) as it:
+        told = await it.call("GET", "/v1/models", headers={"origin": "http://["})
+        assert told.status_code == 403
 
 
 async def test_no_key_rules_the_peer(tmp_path: Path) -> None:
