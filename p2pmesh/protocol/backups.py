@@ -70,6 +70,8 @@ class _Wanted:
 
     event: Claimed
     due: float
+    again: bool = False
+    """Whether it was asked for a second time: what it is given may be lost on the way."""
 
 
 class Backups:
@@ -275,7 +277,7 @@ class Backups:
 
     def claimed(self, event: Claimed, now: float) -> None:
         """Somebody here comes for an answer that was begun elsewhere."""
-        wanted = _Wanted(event, now + _CLAIM_S)
+        wanted = _Wanted(event, now + _CLAIM_S / 2)
         if event.holder == self._me:
             legacy = self.holding.take(event.held_id, now)
             return self._not_found(wanted) if legacy is None else self._go_on(event, legacy, now)
@@ -356,6 +358,11 @@ class Backups:
         for mine in [mine for mine in self._mine.values() if mine.due <= now]:
             self._unheard(mine, now)
         for wanted in [wanted for wanted in self._wanted.values() if wanted.due <= now]:
-            self._not_found(wanted)
+            if wanted.again:
+                self._not_found(wanted)
+                continue
+            wanted.again, wanted.due = True, now + _CLAIM_S / 2
+            if self._reach(wanted.event.holder, ()):
+                self._out.append(Send(wanted.event.holder, Claim(wanted.event.held_id)))
         dues = [mine.due for mine in self._mine.values()] + [w.due for w in self._wanted.values()]
         self._due = min(dues, default=math.inf)

@@ -170,6 +170,15 @@ def test_an_answer_of_a_zone_is_given_to_whom_may_read_it(zones: tuple[str, ...]
         assert fail.reason is Reason.ANSWER_NOT_FOUND
 
 
+def test_what_was_lost_on_the_way_to_who_came_for_it_is_asked_for_again() -> None:
+    bench = Bench()
+    bench.link(B)
+    assert sent(bench.handle(e.Claimed(NEW, ID, B, 0)), m.Claim, B)
+    assert sent(bench.wait(2.6), m.Claim, B) == [m.Claim(ID)]
+    held = replace(ASKED, accepted=Accepted((0,), "rest ", 1, MODEL.digest))
+    assert "rest" in texts(bench.say(B, m.Legacy(held, ENDED)))
+
+
 def test_who_is_far_holds_nothing_while_somebody_is_near() -> None:
     bench = Guarded(A, B, C)
     for peer in (A, C):
