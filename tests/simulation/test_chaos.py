@@ -100,16 +100,16 @@ STORM = Setting(peers=5, seconds=2.0, rate=6.0, fault_s=0.4, zoned=1.0, storm_on
 
 
 def test_no_query_of_a_zone_is_readable_outside_it_whatever_happens() -> None:
-    outcomes = [chaos(STORM, seed) for seed in range(1, 61)]
+    outcomes = [chaos(STORM, seed) for seed in range(1, 31)]
     assert [o.violation for o in outcomes if o.violation] == []
-    assert sum(o.asked for o in outcomes) > 500
-    assert sum(o.served for o in outcomes) > 50
+    assert sum(o.asked for o in outcomes) > 250
+    assert sum(o.served for o in outcomes) > 25
 
 
 @pytest.mark.parametrize("mutant", ["no-zones", "zones-unsealed", "answers-unsealed", "reasons-told"])
 def test_where_zones_are_not_kept_nearly_every_such_world_tells(mutant: str) -> None:
-    outcomes = [chaos(replace(STORM, mutant=mutant), seed) for seed in range(1, 11)]
-    assert sum("of the zone red" in o.violation for o in outcomes) >= 9
+    outcomes = [chaos(replace(STORM, mutant=mutant), seed) for seed in range(1, 6)]
+    assert sum("of the zone red" in o.violation for o in outcomes) >= 4
 
 
 def test_the_command_that_replays_a_storm_names_what_makes_it_one() -> None:
