@@ -115,8 +115,11 @@ class KeysOnly:
                 await JSONResponse(body, 503, {"retry-after": "10"})(scope, receive, send)
                 return
             if key is None:
-                text = "this takes a key, sent as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
-                text = "this key is not known here, or was taken back" if secret else text
+                text = (
+                    "this key is not known here, or was taken back"
+                    if secret
+                    else "this takes a key, sent as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
+                )
                 body = openai.error(text, "invalid_api_key", 401)
                 await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
                 return

@@ -29,7 +29,9 @@ PREFIX = "p2pm-"
 KEYS_MAX = 256
 """Most keys of one peer. A guess."""
 ZONES_MAX = 16
+"""Most zones of one key. A guess: a certificate has one fewer."""
 PER_MINUTE_MAX = 1_000_000
+"""Most queries a minute that a key may be allowed: beyond that it is without a limit."""
 _FILE = "http-keys"
 _LOCK = "http-keys.lock"
 _FILE_BYTES_MAX = 2**20

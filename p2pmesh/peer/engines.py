@@ -346,9 +346,7 @@ class EngineHandle:
             with trio.move_on_at(look_at):
                 await self._changed.wait()
             away_s = trio.current_time() - look_at
-            if (
-                away_s > _LOOK_S
-            ):  # this process was stopped, and has not read yet what the child said meanwhile
+            if away_s > _LOOK_S:  # it was we who were stopped: what the child said meanwhile is not read yet
                 started += away_s
                 self._heard = min(self._heard + away_s, trio.current_time())
 
