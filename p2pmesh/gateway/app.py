@@ -118,7 +118,7 @@ class KeysOnly:
                 text = (
                     "this key is not known here, or was taken back"
                     if secret
-                    else "this takes a key, sent as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
+                    else "this takes a key, as `Authorization: Bearer KEY`: `p2pmesh key create` makes one"
                 )
                 body = openai.error(text, "invalid_api_key", 401)
                 await JSONResponse(body, 401, {"www-authenticate": "Bearer"})(scope, receive, send)
