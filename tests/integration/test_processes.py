@@ -77,11 +77,12 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerProcess]:
 
 def test_it_says_one_object_when_it_is_ready(ada: PeerProcess):
     told = ada.told
-    assert set(told) == {"id", "name", "addresses", "http", "models", "pid"}
+    assert set(told) == {"id", "name", "addresses", "http", "public", "models", "pid"}
     assert (told["name"], told["models"], told["pid"]) == ("ada", ["echo"], ada.pid)
     assert told["addresses"][0].startswith("/ip4/127.0.0.1/tcp/")
     assert told["addresses"][0].endswith(f"/p2p/{told['id']}")
     assert told["http"].startswith("http://127.0.0.1:")
+    assert told["public"] == ""  # nothing is served to other machines unasked
     assert (ada.state / "identity.key").stat().st_mode & 0o777 == 0o600
     assert ada.state.stat().st_mode & 0o777 == 0o700
 
@@ -96,7 +97,7 @@ def test_the_verbs_speak_for_people_and_for_programs(ada: PeerProcess):
     assert {engine["state"] for engine in status["engines"]} == {"ready"}
 
     lines = verb("peers", *here).stdout.splitlines()
-    assert lines[0].split() == ["NAME", "ID", "LINKS", "RTT", "SKILLS", "MODELS", "WAIT"]
+    assert lines[0].split() == ["NAME", "ID", "LINKS", "RTT", "SKILLS", "MODELS", "ZONES", "WAIT"]
     assert lines[1].startswith("ada ")
     listed = json.loads(verb("peers", "--json", *here).stdout)["peers"]
     assert [(p["name"], p["distance"], p["models"][0]["name"]) for p in listed] == [("ada", 0, "echo")]
