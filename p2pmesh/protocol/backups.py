@@ -42,6 +42,8 @@ class _Mine:
     deadline: float
     """When its asker gives up, and must have all there is."""
     holder: PeerId = NOBODY
+    former: PeerId = NOBODY
+    """The last one before it that held something, and lets go of it as soon as `holder` has it."""
     tried: tuple[PeerId, ...] = ()
     again: bool = False
     """Whether the holder was asked a second time, as it said nothing."""
@@ -148,13 +150,11 @@ class Backups:
         held = mine.chunks
         if isinstance(effect, Fail):
             if effect.reason is not Reason.PEER_LOST:  # which alone another peer may make good
-                self._send(mine, Settle(mine.query.id, None))
-                mine.holder = NOBODY
+                self._let_go(mine)
         elif isinstance(effect.item, Chunk):
             held = mine.chunks = effect.item.index + 1
             mine.size += len(effect.item.text.encode())
             if mine.size > self._bytes_max:  # so long an answer cannot travel: it goes on unheld
-                self._send(mine, Settle(mine.query.id, None))
                 self._unheld(mine)
                 return self._out.append(effect)
             flight = self._flight(mine.query.id)
@@ -174,7 +174,7 @@ class Backups:
         self._wanted.pop(query_id, None)
         mine = self._mine.pop(query_id, None)
         if mine is not None:
-            self._send(mine, Settle(query_id, None))
+            self._let_go(mine)
 
     def _on_kept(self, peer: PeerId, message: Kept, now: float) -> None:
         """A holder says how much it holds."""
@@ -183,6 +183,7 @@ class Backups:
             return
         if mine.acked < 0:
             mine.told = True
+            self._dismiss(mine)
             self._out.append(Deliver(message.query_id, Guarded(peer)))
         mine.acked, mine.due = message.chunks, math.inf
         self._flush(mine)
@@ -199,7 +200,11 @@ class Backups:
             mine.again = True
             self._let_hold(mine, now)
             return
-        self._send(mine, Settle(mine.query.id, None))
+        if mine.acked < 0:
+            self._send(mine, Settle(mine.query.id, None))
+        else:
+            self._dismiss(mine)
+            mine.former = mine.holder
         if now < mine.deadline:
             self._silent = {peer: until for peer, until in self._silent.items() if until > now}
             self._silent[mine.holder] = now + _SILENT_S
@@ -225,11 +230,22 @@ class Backups:
     def _unheld(self, mine: _Mine) -> None:
         """Nobody holds it from here on, and the asker, if he was told of a holder, is told that: he gets all
         there is."""
-        mine.holder = NOBODY
+        self._let_go(mine)
         if mine.told:
             self._out.append(Deliver(mine.query.id, Guarded(NOBODY)))
         self._flush(mine)
         self._mine.pop(mine.query.id, None)
+
+    def _let_go(self, mine: _Mine) -> None:
+        """Whoever holds it need not any longer."""
+        self._send(mine, Settle(mine.query.id, None))
+        mine.holder = NOBODY
+        self._dismiss(mine)
+
+    def _dismiss(self, mine: _Mine) -> None:
+        if mine.former != NOBODY:
+            self._out.append(Send(mine.former, Settle(mine.query.id, None)))
+            mine.former = NOBODY
 
     def _let_hold(self, mine: _Mine, now: float) -> None:
         flight = self._flight(mine.query.id)
@@ -262,7 +278,7 @@ class Backups:
         if self.holding.settle(peer, message, now):
             return None
         mine = self._mine.get(message.query_id)
-        if mine is not None and mine.holder == peer:
+        if mine is not None and peer in (mine.holder, mine.former):
             del self._mine[message.query_id]
             self._cancel(message.query_id, now)
             how = "somebody came for this answer at another peer"
@@ -336,8 +352,11 @@ class Backups:
 
     def unreachable(self, peer: PeerId, now: float) -> None:
         """A link closed, or there will be none."""
-        for mine in [mine for mine in self._mine.values() if mine.holder == peer]:
-            self._next_holder(mine, now)
+        for mine in [mine for mine in self._mine.values() if peer in (mine.holder, mine.former)]:
+            if mine.former == peer:
+                mine.former = NOBODY
+            else:
+                self._next_holder(mine, now)
         for wanted in [wanted for wanted in self._wanted.values() if wanted.event.holder == peer]:
             self._not_found(wanted)
 

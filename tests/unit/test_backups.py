@@ -146,6 +146,57 @@ def test_who_held_it_before_is_asked_twice_as_something_may_have_been_lost() -> 
     assert bench.holder(bench.wait(0.21)) != holder
 
 
+def replaced() -> tuple[Guarded, PeerId, PeerId]:
+    """Return one whose holder said that it holds a piece, and then nothing: it, the next one, the bench."""
+    bench = Guarded(A, B)
+    former = bench.holder(bench.begun)
+    bench.say(former, m.Kept(ID, 0))
+    bench.handle(wrote(0))
+    bench.say(former, m.Kept(ID, 1))
+    bench.handle(wrote(1))
+    bench.wait(0.21)
+    effects = bench.wait(0.21)
+    assert not sent(effects, m.Settle)
+    return bench, former, bench.holder(effects)
+
+
+def test_a_holder_is_let_go_when_the_next_one_holds_it_and_no_sooner() -> None:
+    """For an instant nobody held it: the asker would have come for it in vain."""
+    bench, former, holder = replaced()
+    effects = bench.say(holder, m.Kept(ID, 2))
+    assert sent(effects, m.Settle, former) == [m.Settle(ID, None)]
+    assert delivered(effects) == [e.Guarded(holder), chunk(1)]
+    assert not sent(bench.handle(e.Cancelled(ID)), m.Settle, former)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "nobody", "failed"])
+def test_a_former_holder_is_let_go_at_the_end_too(end: str) -> None:
+    bench, former, holder = replaced()
+    match end:
+        case "cancelled":
+            effects = bench.handle(e.Cancelled(ID))
+        case "nobody":
+            effects = bench.wait(2.0)
+            assert e.Guarded(NOBODY) in delivered(effects)
+        case _:
+            effects = bench.handle(e.Failed(ID, 0, Reason.BAD_REQUEST, "no"))
+    assert sent(effects, m.Settle, former) == [m.Settle(ID, None)]
+    assert sent(effects, m.Settle, holder) == [m.Settle(ID, None)]
+
+
+def test_who_comes_for_it_at_a_former_holder_gets_it_there_and_here_it_ends() -> None:
+    bench, former, _ = replaced()
+    effects = bench.say(former, m.Settle(ID, None))
+    assert [fail.reason for fail in of(effects, e.Fail)] == [Reason.CANCELLED]
+    assert not len(bench.machine.relay.flights)
+
+
+def test_a_former_holder_that_goes_is_forgotten() -> None:
+    bench, former, holder = replaced()
+    assert not sent(bench.handle(e.Disconnected(former)), m.Keep)
+    assert not sent(bench.say(holder, m.Kept(ID, 2)), m.Settle, former)
+
+
 def test_a_link_that_is_slow_by_nature_has_time_to_say_that_it_holds() -> None:
     bench = Guarded(A)
     link = bench.machine.membership.links[A]
