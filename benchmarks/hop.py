@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import trio
@@ -53,7 +54,7 @@ class Node:
         self.asked_by: dict[int, object] = {}
         self.acked: dict[int, int] = {}
         self.progress = trio.lowlevel.ParkingLot()
-        self.answers, self.taken = trio.open_memory_channel[dict](100_000)
+        self.answers, self.taken = trio.open_memory_channel[dict[str, Any]](100_000)
 
     async def receive(self, nursery: trio.Nursery, peer: object, data: bytes) -> None:
         """Handle one frame: a question or an acknowledgement goes up, a chunk comes down."""

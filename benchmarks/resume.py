@@ -115,9 +115,11 @@ def gap_after(load: base.Load, topic: str, tokens: list[int]) -> float:
     schedule: Any = open_schedule(load, "m", "")
     prompt = schedule.prompt_tokens(conversation(topic)) + tokens
     context = schedule._context
-    for at in range(0, len(prompt), load.prefill_chunk):
-        chunk = np.array(prompt[at : at + load.prefill_chunk], np.int32)
-        part = Part(0, at, chunk, at + len(chunk) == len(prompt))
+    pieces = [prompt[at : at + load.prefill_chunk] for at in range(0, len(prompt), load.prefill_chunk)]
+    part, at = Part(0, 0, np.array([], np.int32), False), 0
+    for piece in pieces:
+        part = Part(0, at, np.array(piece, np.int32), at + len(piece) == len(prompt))
+        at += len(piece)
         context.decode([part])
     second, first = np.sort(context.logits(part.row))[-2:]
     context.close()

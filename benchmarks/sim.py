@@ -20,7 +20,17 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.query import Message, Options, Query, QueryId
-from p2pmesh.record import Capability, Load, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.record import (
+    Capability,
+    Load,
+    ModelInfo,
+    PeerId,
+    PeerRecord,
+    SignedRecord,
+    Version,
+    record_to_sign,
+)
+from p2pmesh.sim.sealer import sim_keys
 from p2pmesh.sim.signer import SimSigner
 from p2pmesh.sim.world import Spec, World
 
@@ -33,13 +43,13 @@ def record_of(peer: PeerId, codec: Codec) -> SignedRecord:
     """Return what `peer` says of itself, signed."""
     record = PeerRecord(peer, Version(1, 1), peer, (), Capability(models=(MODEL,)))
     body = codec.encode_record(record)
-    return SignedRecord(record, body, SimSigner(peer).sign(body))
+    return SignedRecord(record, body, SimSigner(peer).sign(record_to_sign(body, b"")))
 
 
 def events_per_s(members: int, flights: int) -> float:
     """Return the events a second of CPU is enough for."""
     config = Config()
-    machine = Machine(PeerId("me"), "me", 1, config, SimSigner(PeerId("me")), Random(1), 0.0)
+    machine = Machine(PeerId("me"), "me", 1, config, *sim_keys(PeerId("me")), Random(1), 0.0)
     peers = [PeerId(f"p{i}") for i in range(members)]
     links = peers[: config.membership.links_max]
     now = 0.001

@@ -121,7 +121,7 @@ async def revocations(n: int, times: int, folder: Path) -> dict[str, object]:
             victim = peers.pop()
             began = time.perf_counter()
             peers[0].revoke(victim.id)
-            await until(lambda victim=victim: not any(_is_linked(peer, victim) for peer in peers))  # type: ignore[misc]
+            await until(lambda victim=victim: not any(_is_linked(peer, victim) for peer in peers))
             took.append(round(time.perf_counter() - began, 4))
     return {"peers": n, "last_s": took, "max_s": max(took), "goal_s": GOAL_S}
 

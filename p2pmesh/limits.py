@@ -77,5 +77,8 @@ class Limits:
         positive(self, *self.__dataclass_fields__)
         if self.prompt_bytes_max > self.frame_bytes_max // 2:
             raise ConfigError("limits.prompt_bytes_max must be at most half of limits.frame_bytes_max")
-        if self.records_per_frame_max * (self.record_bytes_max + 8_300) > self.frame_bytes_max:
-            raise ConfigError("limits.records_per_frame_max records must fit in limits.frame_bytes_max")
+        if max(2, self.records_per_frame_max) * (self.record_bytes_max + 8_300) > self.frame_bytes_max:
+            raise ConfigError(
+                "limits.records_per_frame_max records, and at least two, must fit in a frame: "
+                "lower limits.record_bytes_max or raise limits.frame_bytes_max"
+            )

@@ -6,6 +6,7 @@ business, and how they are signed is `trust`'s.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NewType
@@ -229,4 +230,25 @@ class SignedRecord:
     signature: bytes
     certificate: bytes = b""
     """What proves that its owner is in the mesh, and may see the zones it names; nothing, where there is no
-    mesh to be in. Not covered by the signature: it has its own."""
+    mesh to be in."""
+
+    @property
+    def signed(self) -> bytes:
+        """What the signature is under."""
+        return record_to_sign(self.body, self.certificate)
+
+    @cached_property
+    def mark(self) -> bytes:
+        """`MARK_BYTES` that tell this record from any other, the same on every peer."""
+        return hashlib.blake2b(self.signed, digest_size=MARK_BYTES).digest()
+
+
+MARK_BYTES = 16
+"""Length of a record's mark. Two records with the same one take 2^64 hashes to find (birthday bound)."""
+
+
+def record_to_sign(body: bytes, certificate: bytes) -> bytes:
+    """Return what the owner of a record signs: the record's `body`, and which `certificate` goes with it, so
+    that nobody can put another in its place; under a heading of its own, so that no signature of anything
+    else serves for a record."""
+    return b"p2pmesh/record/1\0" + hashlib.sha256(certificate).digest() + body

@@ -87,6 +87,29 @@ WEAKENINGS = (
     Weakening("trust/roster.py", "if signed < self.quorum.admit:", "if False:", "roster standing"),
     Weakening("trust/roster.py", "if said.since <= self.revoked_at(peer):", "if False:", "roster standing"),
     Weakening(
+        "trust/roster.py", "if said.since <= self.banned.get(peer, -1):", "if False:", "roster standing"
+    ),
+    Weakening(
+        "trust/roster.py",
+        "self._signed(certificate)\n        since",
+        "pass\n        since",
+        "roster standing",
+    ),
+    Weakening("protocol/equivocation.py", "if one.mark == other.mark:", "if False:", "equivocation"),
+    Weakening(
+        "protocol/equivocation.py",
+        "if (one.record.id, one.record.version) != (other.record.id, other.record.version):",
+        "if one.record.id != other.record.id:",
+        "equivocation",
+    ),
+    Weakening(
+        "protocol/equivocation.py",
+        "if not self._signer.verify(signed.record.id, signed.signed, signed.signature):",
+        "if False:",
+        "equivocation",
+    ),
+    Weakening("record.py", "hashlib.sha256(certificate).digest() + body", "body", "record equivocation"),
+    Weakening(
         "trust/roster.py",
         "if said.since <= self.revoked_at(peer):",
         "if said.since < self.revoked_at(peer):",

@@ -15,7 +15,7 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.query import Ended, Message, Options, Query, QueryId
-from p2pmesh.record import Capability, ModelInfo, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.record import Capability, ModelInfo, PeerId, PeerRecord, SignedRecord, Version, record_to_sign
 from p2pmesh.sim.sealer import SimSealer, sim_keys
 from p2pmesh.sim.signer import SimSigner
 
@@ -38,7 +38,7 @@ def signed(
     """Return a record of `peer`, signed by itself or, falsely, by `signer`."""
     record = PeerRecord(peer, version, f"peer {peer}", addresses, capability, SimSealer(peer).key())
     body = Codec(Config().limits).encode_record(record)
-    return SignedRecord(record, body, SimSigner(signer or peer).sign(body))
+    return SignedRecord(record, body, SimSigner(signer or peer).sign(record_to_sign(body, b"")))
 
 
 def query(number: int = 1, *, origin: PeerId = A, text: str = "hello", **changes: object) -> Query:

@@ -19,6 +19,7 @@ from p2pmesh.net import identity as identities
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import state
 from p2pmesh.record import PeerId
+from p2pmesh.trust.roster import BANNED_MAX
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.statements import Genesis, Quorum, Signed, check_name
 from p2pmesh.trust.tickets import OPEN_MAX, Invite
@@ -39,6 +40,7 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     statements: list[bytes]
     contacts: Annotated[list[str], msgspec.Meta(max_length=CONTACTS_MAX)]
     invites: Annotated[list[Invite], msgspec.Meta(max_length=OPEN_MAX)]
+    banned: Annotated[dict[str, int], msgspec.Meta(max_length=BANNED_MAX)] = {}
 
 
 def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
@@ -53,7 +55,9 @@ def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
     try:
         kept = msgspec.msgpack.decode(data, type=_Kept)
         signed = [Signed.parse(one) for one in (kept.genesis, kept.certificate, *kept.statements)]
-        standing = Standing(me, signed[0], signed[1], time.time, signed[2:], tuple(kept.invites), _key(path))
+        banned = {PeerId(peer): since for peer, since in kept.banned.items()}
+        invites, key = tuple(kept.invites), _key(path)
+        standing = Standing(me, signed[0], signed[1], time.time, signed[2:], invites, key, banned)
     except (msgspec.MsgspecError, Untrusted) as exc:
         raise ConfigError(
             f"{path / _FILE} is damaged or not ours ({exc}): restore it, or move it away and join anew"
@@ -72,6 +76,7 @@ def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
         list(standing.statements()),
         list(contacts),
         list(standing.invites),
+        {str(peer): since for peer, since in standing.roster.banned.items()},
     )
     state.keep(path, _FILE, msgspec.msgpack.encode(kept))
 
@@ -105,6 +110,8 @@ def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
     if older is not None:
         standing.learn(older[0].statements())  # it was thrown out, perhaps, or others were
         standing.invites = older[0].invites
+        for peer, since in older[0].roster.banned.items():
+            standing.roster.ban_since(peer, since)
     _keep(path, standing, contacts)
 
 

@@ -37,7 +37,7 @@ Sink: TypeAlias = Callable[[Outcome], None]
 """Takes what is delivered to one who asks here. Must not wait."""
 
 _TOKENS = (m.Tokens, m.End, m.Error)
-_BULK = (m.Records, m.Digest, m.Announce, m.Pull)
+_BULK = (m.Records, m.Evidence, m.Digest, m.Announce, m.Pull)
 
 
 class Driver:

@@ -61,6 +61,10 @@ class Trust(Protocol):
     def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
         """Return whether `certificate` proves that `peer` is in, and may see `zones`. Never raises."""
 
+    def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
+        """`peer` equivocates, and was let in by `certificates`: it is out until a signer lets it in anew.
+        Return whether that is news. Raises Untrusted where they are not such as let it in."""
+
     def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
         """Return those of `peers`, which were all let in, that are not any more."""
 
@@ -106,7 +110,7 @@ class Admission:
     def stated(self, statement: bytes) -> None:
         """Somebody at this peer has it from a signer, and `trust` has learnt it."""
         if self._trust is not None:
-            self._pass_on(self._trust, [statement], None)
+            self._pass_on([statement], None)
 
     def received(self, peer: PeerId, message: Stated | Shown | Granted) -> None:
         """A neighbour says something of certificates."""
@@ -128,7 +132,7 @@ class Admission:
         if wrong:
             self._let_go_for(peer, f"passes on what does not hold: {wrong}")
         if new:
-            self._pass_on(trust, new, peer)
+            self._pass_on(new, peer)
 
     def _on_shown(self, trust: Trust, peer: PeerId, message: Shown) -> None:
         """A neighbour has something newer to show, or wants it renewed."""
@@ -148,12 +152,18 @@ class Admission:
             return self._let_go_for(peer, f"grants what does not hold: {exc}")
         return self._renewed(trust)
 
+    def let_go(self) -> None:
+        """End the links to those who are in the mesh no more."""
+        if self._trust is not None:
+            for peer in self._trust.outsiders(sorted(self._links)):
+                self._let_go_for(peer, "is in the mesh no more")
+
     def advance(self, now: float) -> None:
         """Let go whose certificate has ended, and ask for a new one in time."""
         if now < self.deadline or self._trust is None:
             return
         self.deadline = now + LOOK_S
-        self._let_go(self._trust)
+        self.let_go()
         if asked := self._trust.renewal():
             self._show(asked)
         self._renewed(self._trust)
@@ -165,8 +175,8 @@ class Admission:
             self._show(trust.show())
             self._republish()
 
-    def _pass_on(self, trust: Trust, statements: list[bytes], came_from: PeerId | None) -> None:
-        self._let_go(trust)
+    def _pass_on(self, statements: list[bytes], came_from: PeerId | None) -> None:
+        self.let_go()
         for peer in sorted(self._links):
             if peer != came_from:
                 self._tell(peer, statements)
@@ -182,7 +192,3 @@ class Admission:
     def _show(self, data: bytes) -> None:
         for peer in sorted(self._links):
             self._out.append(Send(peer, Shown(data)))
-
-    def _let_go(self, trust: Trust) -> None:
-        for peer in trust.outsiders(sorted(self._links)):
-            self._let_go_for(peer, "is in the mesh no more")

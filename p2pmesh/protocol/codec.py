@@ -42,6 +42,7 @@ from p2pmesh.record import (
     DEVICE_BYTES_MAX,
     DEVICES_MAX,
     HELD_MAX,
+    MARK_BYTES,
     SEAL_KEY_BYTES,
     STATEMENT_BYTES_MAX,
     VERSION_MAX,
@@ -58,7 +59,7 @@ from p2pmesh.record import (
 T = TypeVar("T")
 
 _CONTROL_BYTES_MAX = 131_072
-"""Longest frame that carries neither a query nor records: a digest of 1024 lines has 90 kB."""
+"""Longest frame that carries neither a query nor records: a digest of 1024 lines has 110 kB."""
 _PEER_ID_BYTES_MAX = 64
 _COUNT_MAX = 2**31 - 1
 _DETAIL_BYTES_MAX = 1_024
@@ -77,6 +78,8 @@ SEALED_CHUNK_BYTES_MAX = 126_976
 with its log-probabilities."""
 _ENVELOPE_BYTES = 32_768
 """What is left of a frame for the outside of a sealed query: the way it went, and whom it must not go to."""
+_LARGE = (m.Forward, m.Records, m.Keep, m.Copy, m.Legacy, m.Evidence)
+"""What may be as long as a frame."""
 _ARRAY_MAX = 1_024
 """Longest list msgpack may build, whatever `limits.digest_max` is set to: the longest of our own."""
 
@@ -93,7 +96,7 @@ class Codec:
         schema = _message_schema(limits, self)
         self._by_tag = dict(enumerate(schema.items()))
         self._tag_of = {kind: tag for tag, (kind, _) in self._by_tag.items()}
-        self._large = {self._tag_of[kind] for kind in (m.Forward, m.Records, m.Keep, m.Copy, m.Legacy)}
+        self._large = {self._tag_of[kind] for kind in _LARGE}
         self._record = _record_schema(limits)
 
     @property
@@ -385,7 +388,8 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     ident = (f.query_id(), f.integer(0, 255))
     update = f.struct(m.Update, peer, f.one_of(m.Status), _version())
     updates = f.many(update, 64)
-    lines = f.many(f.struct(m.Line, peer, _version(), f.integer(0, m.DISTANCE_MAX)), limits.digest_max)
+    distance, mark = f.integer(0, m.DISTANCE_MAX), f.exactly(MARK_BYTES)
+    lines = f.many(f.growing(m.Line, 3, peer, _version(), distance, mark), limits.digest_max)
     parts = _query_schema(limits)
     chunk = _chunk(limits)
     ended = f.growing(
@@ -440,4 +444,5 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Stated: f.struct(m.Stated, f.many(f.binary(STATEMENT_BYTES_MAX), STATEMENTS_MAX)),
         m.Shown: f.struct(m.Shown, f.binary(_SHOWN_BYTES_MAX)),
         m.Granted: f.struct(m.Granted, f.binary(_SHOWN_BYTES_MAX)),
+        m.Evidence: f.struct(m.Evidence, signed, signed),
     }

@@ -7,21 +7,20 @@ of probes, loads and queries.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from random import Random
 
 from p2pmesh.config import Config
+from p2pmesh.protocol import digests
 from p2pmesh.protocol.admission import Signer, Trust
 from p2pmesh.protocol.codec import Codec
+from p2pmesh.protocol.equivocation import Equivocation
 from p2pmesh.protocol.events import Effect, Notify, Send
 from p2pmesh.protocol.membership import Membership
 from p2pmesh.protocol.messages import (
-    DIGEST_BUCKETS,
     DISTANCE_MAX,
     Announce,
     Digest,
@@ -32,7 +31,15 @@ from p2pmesh.protocol.messages import (
     Seek,
     Status,
 )
-from p2pmesh.record import VERSION_MAX, Capability, PeerId, PeerRecord, SignedRecord, Version
+from p2pmesh.record import (
+    VERSION_MAX,
+    Capability,
+    PeerId,
+    PeerRecord,
+    SignedRecord,
+    Version,
+    record_to_sign,
+)
 
 _NEW_MAX = 4
 """New links that are compared with at once; one more learns as all do. A guess: a few are enough to join two
@@ -59,6 +66,7 @@ class Gossip:
         codec: Codec,
         signer: Signer,
         trust: Trust | None,
+        equivocation: Equivocation,
         membership: Membership,
         rng: Random,
         out: list[Effect],
@@ -73,6 +81,7 @@ class Gossip:
         self._codec = codec
         self._signer = signer
         self._trust = trust
+        self._equivocation = equivocation
         self._membership = membership
         self._rng = rng
         self._out = out
@@ -85,7 +94,7 @@ class Gossip:
         self._digest_last = -math.inf
         self._new: list[PeerId] = []
         """Links not compared with yet."""
-        self._shared: tuple[tuple[object, ...], dict[PeerId, SignedRecord], list[int]] | None = None
+        self._shared: tuple[tuple[object, ...], dict[PeerId, SignedRecord], bytes] | None = None
         """What may be passed on and its sums, and as of when: a thousand records are not gone through for
         each message."""
         self._declined: OrderedDict[PeerId, Version] = OrderedDict()
@@ -131,7 +140,7 @@ class Gossip:
     def _sign(self, record: PeerRecord) -> SignedRecord:
         body = self._codec.encode_record(record)
         certificate = b"" if self._trust is None else self._trust.certificate()
-        return SignedRecord(record, body, self._signer.sign(body), certificate)
+        return SignedRecord(record, body, self._signer.sign(record_to_sign(body, certificate)), certificate)
 
     @property
     def deadline(self) -> float:
@@ -160,12 +169,9 @@ class Gossip:
 
     def on_digest(self, peer: PeerId, message: Digest) -> None:
         """Tell `peer` all we hold where it holds something else."""
-        mine = self._sums()
-        differing = tuple(
-            i for i, (a, b) in enumerate(zip(mine, _unpack(message.sums), strict=True)) if a != b
-        )
+        differing = digests.differing(self._sums(), message.sums)
         if differing:
-            idents = [i for i in self._all() if _bucket(i) in differing]
+            idents = [i for i in self._all() if digests.bucket(i) in differing]
             self._out.append(Send(peer, Lines(differing, self._lines(peer, idents))))
 
     def on_lines(self, peer: PeerId, message: Lines, now: float) -> None:
@@ -176,7 +182,7 @@ class Gossip:
         newer = [
             i
             for i, r in self._all().items()
-            if _bucket(i) in buckets and (i not in theirs or theirs[i] < r.record.version)
+            if digests.bucket(i) in buckets and (i not in theirs or theirs[i] < r.record.version)
         ]
         if newer:
             self._out.append(Send(peer, Announce(self._lines(peer, newer))))
@@ -195,11 +201,15 @@ class Gossip:
         wanted = []
         mine = self.me.record
         for line in lines:
-            if line.id == mine.id:
+            self._equivocation.told(peer, line.id)
+            held = self._held(line.id)
+            if held is not None and line.version == held.record.version and line.mark not in (b"", held.mark):
+                wanted.append(line.id)
+            elif line.id == mine.id:
                 if mine.version < line.version:
                     wanted.append(line.id)
                 continue
-            if self._membership.outdated(line.id, line.version):
+            elif self._membership.outdated(line.id, line.version):
                 self._membership.departed(line.id, line.version)
                 self._heard_again(line)
             elif self._has_declined(line):
@@ -258,9 +268,11 @@ class Gossip:
         for signed in message.records:
             record = signed.record
             self._pulls.pop(record.id, None)
-            if self._membership.outdated(record.id, record.version):
+            held = self._held(record.id)
+            twice = held is not None and held.record.version == record.version and held.mark != signed.mark
+            if not twice and self._membership.outdated(record.id, record.version):
                 continue
-            if not self._signer.verify(record.id, signed.body, signed.signature):
+            if not self._signer.verify(record.id, signed.signed, signed.signature):
                 self.rejected += 1
                 self._out.append(Notify(peer, "passed on a record that its owner never signed"))
                 continue
@@ -272,12 +284,19 @@ class Gossip:
                     Notify(peer, "passed on a record of one that is not in, or not in its zones")
                 )
                 continue
+            if held is not None and twice:
+                self._equivocation.found(held, signed)
+                if self._trust is None and held is not self.me and held.mark < signed.mark:
+                    self.records[record.id] = signed  # where nobody is out, all are to hold the same at least
+                    self.changes += 1
+                continue
             if record.id == self.me.record.id:
                 self._outlive(peer, record.version, now)
                 continue
             if self._keep(record, now):
                 self.records[record.id] = signed
                 self.changes += 1
+                self._equivocation.let_in(record.id)
                 if record.id in self._foretold:
                     neighbour, links = self._foretold[record.id]
                     self._way(neighbour, record.id, links)
@@ -285,6 +304,9 @@ class Gossip:
         for signed in message.records:
             self._foretold.pop(signed.record.id, None)
         self._tidy()
+
+    def _held(self, peer: PeerId) -> SignedRecord | None:
+        return self.me if peer == self.me.record.id else self.records.get(peer)
 
     def _has_declined(self, line: Line) -> bool:
         """Whether there was no room for it, and still is none; for a link there always is."""
@@ -350,7 +372,7 @@ class Gossip:
             if self._membership.partial:
                 self._exchange(peer)
             else:
-                self._out.append(Send(peer, Digest(_pack(self._sums()))))
+                self._out.append(Send(peer, Digest(self._sums())))
             self._seek(peer)
         self._digest_at = now + (_DIGEST_PAUSE_S if self._new else self._config.digest_interval_s)
 
@@ -398,11 +420,11 @@ class Gossip:
         """What may be passed on: our own record and those of the living."""
         return self._share()[0]
 
-    def _sums(self) -> list[int]:
+    def _sums(self) -> bytes:
         """What we may pass on, as one sum for each bucket of peers: equal sums, equal records."""
         return self._share()[1]
 
-    def _share(self) -> tuple[dict[PeerId, SignedRecord], list[int]]:
+    def _share(self) -> tuple[dict[PeerId, SignedRecord], bytes]:
         as_of = (self.me.record.version, self.changes, self._membership.changes)
         if self._shared is None or self._shared[0] != as_of:
             members = self._membership.members
@@ -411,10 +433,7 @@ class Gossip:
                 member = members.get(ident)
                 if member is not None and member.status < Status.DEAD:
                     held[ident] = record
-            sums = [0] * DIGEST_BUCKETS
-            for ident, signed in held.items():
-                sums[_bucket(ident)] ^= _fingerprint(signed.signature)
-            self._shared = as_of, held, sums
+            self._shared = as_of, held, digests.sums(held)
         return self._shared[1:]
 
     def _lines(self, peer: PeerId, idents: list[PeerId]) -> tuple[Line, ...]:
@@ -427,24 +446,5 @@ class Gossip:
                 continue
             way = (ident, 0) if ident == self.me.record.id else self._membership.route(ident)
             distance = DISTANCE_MAX if way is None or way[0] == peer else way[1]
-            lines.append(Line(ident, held[ident].record.version, distance))
+            lines.append(Line(ident, held[ident].record.version, distance, held[ident].mark))
         return tuple(lines[: self._limits.digest_max])
-
-
-@lru_cache(maxsize=8_192)
-def _bucket(ident: PeerId) -> int:
-    return hashlib.blake2b(ident.encode(), digest_size=1).digest()[0] % DIGEST_BUCKETS
-
-
-@lru_cache(maxsize=8_192)
-def _fingerprint(signature: bytes) -> int:
-    """64 bits that tell this record from any other, the same on every peer."""
-    return int.from_bytes(hashlib.blake2b(signature, digest_size=8).digest(), "big")
-
-
-def _pack(sums: list[int]) -> bytes:
-    return b"".join(number.to_bytes(8, "big") for number in sums)
-
-
-def _unpack(sums: bytes) -> list[int]:
-    return [int.from_bytes(sums[i : i + 8], "big") for i in range(0, len(sums), 8)]

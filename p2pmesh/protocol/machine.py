@@ -21,6 +21,7 @@ from p2pmesh.protocol.backups import Backups
 from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.draining import Draining
+from p2pmesh.protocol.equivocation import Equivocation
 from p2pmesh.protocol.experience import Experience
 from p2pmesh.protocol.flight import Flight
 from p2pmesh.protocol.gossip import Gossip
@@ -73,7 +74,11 @@ class Machine:
         self._promised = math.inf
         """The deadline that the host was told; whoever comes later was away. None yet."""
         self.membership = Membership(me, config, rng, self._out, self._refute, now)
-        self.gossip = Gossip(record, config, self.codec, signer, trust, self.membership, rng, self._out, now)
+        links = self.membership.links
+        self._admission = Admission(trust, links, self._republish, self._out, now)
+        self._equivocation = Equivocation(trust, signer, links, self._admission.let_go, self._out)
+        telling = (signer, trust, self._equivocation, self.membership)
+        self.gossip = Gossip(record, config, self.codec, *telling, rng, self._out, now)
         experience = self._experience = Experience(me, epoch)
         breakers = self._breakers = Breakers(config.membership.members_max)
         self._local = Local(config, AnswerLength(), self._out)
@@ -106,7 +111,6 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
         self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
-        self._admission = Admission(trust, self.membership.links, self._republish, self._out, now)
         self._parts = (
             self.membership,
             self._linking,
@@ -265,6 +269,8 @@ class Machine:
                 self.backups.received(peer, message, now)
             case m.Steal():
                 self._stealing.on_steal(peer, now)
+            case m.Evidence():
+                self._equivocation.received(peer, message)
             case m.Stated() | m.Shown() | m.Granted():
                 self._admission.received(peer, message)
             case _:
@@ -297,6 +303,7 @@ class Machine:
         self.gossip.disconnected(peer, now)
         self.loads.disconnected(peer)
         self.ratings.disconnected(peer)
+        self._equivocation.disconnected(peer)
         self.backups.unreachable(peer, now)
 
     def _dial_failed(self, peer: PeerId, now: float) -> None:

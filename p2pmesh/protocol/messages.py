@@ -42,6 +42,8 @@ class Line:
     version: Version
     distance: int
     """Links between the sender and that peer; `DISTANCE_MAX`: no way known."""
+    mark: bytes = b""
+    """That record's: of one version there is one record, or its owner equivocates. Empty: not told."""
 
 
 DISTANCE_MAX = 16
@@ -131,6 +133,15 @@ class Records:
     """Records, byte for byte as their owners signed them."""
 
     records: tuple[SignedRecord, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Two records of one peer and one version that say different things, each signed by it: it equivocates,
+    as anybody can see who reads them. Whoever hears of it passes it on once."""
+
+    first: SignedRecord
+    second: SignedRecord
 
 
 @dataclass(frozen=True)
@@ -333,5 +344,6 @@ PeerMessage: TypeAlias = (
     | Stated
     | Shown
     | Granted
+    | Evidence
 )
 """All of them."""

@@ -7,7 +7,7 @@ It knows no file and no wire: whoever keeps it is told when it has changed, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
-from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Member, Roster
+from p2pmesh.trust.roster import EQUIVOCATES, LIFE_MAX_S, SKEW_S, Member, Roster
 from p2pmesh.trust.statements import BYTES_MAX, Certificate, Revocation, Signed, Signer, check_name
 from p2pmesh.trust.tickets import SECRET_BYTES, Invite, Ticket
 
@@ -69,14 +69,18 @@ class Standing:
         statements: Collection[Signed] = (),
         invites: tuple[Invite, ...] = (),
         key: Signer | None = None,
+        banned: Mapping[PeerId, int] | None = None,
     ) -> None:
-        """`clock`: Unix seconds. `key`: of a signer, where this machine has one. Raises Untrusted for
-        statements that do not belong together; an expired certificate is taken, and shown in vain."""
+        """`clock`: Unix seconds. `key`: of a signer, where this machine has one. `banned`: as
+        in `Roster`. Raises Untrusted for statements that do not belong together; an expired certificate is
+        taken, and shown in vain."""
         self.me = me
         self.genesis = genesis
         self.roster = Roster(genesis)
         for signed in statements:
             self.roster.add(signed)
+        for peer, since in (banned or {}).items():
+            self.roster.ban_since(peer, since)
         self.own = certificate
         """This peer's certificate."""
         self.invites = invites
@@ -171,7 +175,8 @@ class Standing:
                 signed = Signed.parse(statement)
                 if self.roster.add(signed):
                     new.append(signed.only(self.roster.signers).to_bytes())
-                    self._void(signed)
+                    assert isinstance(signed.statement, Revocation)
+                    self._void(PeerId(signed.statement.peer))
             except Untrusted as error:
                 wrong = str(error)
                 break
@@ -179,10 +184,17 @@ class Standing:
             self._changed()
         return new, wrong
 
-    def _void(self, revocation: Signed) -> None:
+    def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
+        """Let in `peer`, which equivocates, no more by `certificates`; return whether that is news. Raises
+        Untrusted where they never let it in."""
+        if not self.roster.ban(peer, [Signed.parse(certificate) for certificate in certificates]):
+            return False
+        self._void(peer)
+        self._changed()
+        return True
+
+    def _void(self, out: PeerId) -> None:
         """Take back the tickets that whoever is thrown out has used: he would come again under a new key."""
-        assert isinstance(revocation.statement, Revocation)
-        out = revocation.statement.peer
         self.invites = tuple(invite for invite in self.invites if out not in invite.used)
 
     def _changed(self) -> None:
@@ -339,7 +351,10 @@ class Standing:
         out_until = self.roster.revoked_at(peer)
         found, after = tickets.redeem(secret, peer, self.invites, out_until - SKEW_S, self._clock())
         # Since the ticket was given out, not since now: who has not heard of a revocation undoes it not.
-        certificate = self.certify(peer, found.zones, max(int(found.made), out_until + 1))
+        since = max(int(found.made), out_until + 1)
+        if since <= self.roster.banned.get(peer, -1):
+            raise Untrusted(EQUIVOCATES)
+        certificate = self.certify(peer, found.zones, since)
         if after is not self.invites:
             self._keep_invites(after)  # before it is given: it must not be good again after a crash
         return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), certificate.to_bytes()))

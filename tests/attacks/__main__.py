@@ -25,8 +25,6 @@ from tests.attacks.ground import Ground, mesh
 from tests.attacks.verdict import Verdict
 
 STREAMS = 10_000
-OPEN = ("equivocating_record",)
-"""Attacks that are known to succeed: docs/threat-model.md."""
 ALL_S = 900.0
 """Seconds for one attack. A guard: each has its own."""
 
@@ -94,8 +92,8 @@ def main() -> None:
         for row in told["attacks"]:
             print(f"{'blocked' if row['blocked'] else 'NOT BLOCKED':12s} {row['attack']:24s} {row['seen']}")
         print({key: value for key, value in told.items() if key != "attacks"})
-    unexpected = set(told["not_blocked"]) - set(OPEN)
-    raise SystemExit(bool(unexpected) or not told["peers_alive"] or (told["honest_share"] or 0) < 0.99)
+    served = told["peers_alive"] and (told["honest_share"] or 0) >= told["goal_honest_share"]
+    raise SystemExit(bool(told["not_blocked"]) or not served)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +34,10 @@ from p2pmesh.record import (
     SignedRecord,
     Skill,
     Version,
+    record_to_sign,
 )
 from p2pmesh.trust.keys import verify
+from p2pmesh.trust.standing import Standing
 from tests.attacks.ground import ZONE, Ground, Refused, insider, query_id
 from tests.attacks.verdict import Verdict
 
@@ -67,7 +71,8 @@ def _record(
     """Return a record of `ident`, or of `who` itself, signed by `who`."""
     record = PeerRecord(ident or who.id, version, name, (), capability or Capability(), bytes(range(32)))
     body = ground.codec.encode_record(record)
-    return SignedRecord(record, body, who.sign(body), ground.certificate(who).certificate())
+    certificate = ground.certificate(who).certificate()
+    return SignedRecord(record, body, who.sign(record_to_sign(body, certificate)), certificate)
 
 
 def _query(who: PeerId, **changes: object) -> Query:
@@ -117,8 +122,9 @@ async def nan_vectors(ground: Ground) -> Verdict:
     for name, raw in (("zero", bytes(384)), ("-128", b"\x80" * 384)):
         body = record.body.replace(honest.tobytes(), raw)
         # Only the bytes travel: what is in `record` is what we pretend to ourselves.
+        signature = who.sign(record_to_sign(body, record.certificate))
         frames = (
-            ground.codec.encode(m.Records((replace(record, body=body, signature=who.sign(body)),))),
+            ground.codec.encode(m.Records((replace(record, body=body, signature=signature),))),
             query.replace(honest.tobytes(), raw),
         )
         for kind, frame in zip(("record", "query"), frames, strict=True):
@@ -179,27 +185,45 @@ async def rolled_back_record(ground: Ground) -> Verdict:
 
 
 async def equivocating_record(ground: Ground) -> Verdict:
-    """Two records of one version, one told to each of two peers. Not prevented: they hold what they were told
-    until the liar says something newer."""
+    """Stay linked to two peers, and tell each another record of one version. Evidence that is none is passed
+    on as well: against an honest peer, of one record and a forged one."""
     who = Identity.generate()
-    version = Version(1, 1)
-    for to, name in (("desk", "white"), ("signer", "black")):
-        async with insider(ground, to, who) as one:
-            one.say(m.Records((_record(ground, who, version, name),)))
-            await one.pulled(who.id)
-    rows = {to: ground.known(to, who.id) for to in ("desk", "signer", "hr")}
-    async with insider(ground, "desk", who) as one:
-        one.say(m.Records((_record(ground, who, Version(1, 2), "grey"),)))
-        await one.pulled(who.id)
-        seen = await ground.until(lambda: all(_called(ground, to, who.id) == "grey" for to in rows), 10.0)
-    told = {to: row and row["name"] for to, row in rows.items()}
-    one_of_them = len({name for name in told.values() if name}) <= 1
-    return Verdict(one_of_them, f"told {told}; with the next version all said the same: {seen}")
+    version, standing = Version(1, 1), ground.certificate(who)
+    white, black = (_record(ground, who, version, name) for name in ("white", "black"))
+    async with insider(ground, "desk", who, standing) as one, insider(ground, "signer", who, standing) as two:
+        one.say(m.Records((white,)))
+        two.say(m.Records((black,)))
+        began = trio.current_time()
+        let_go = await ground.until(lambda: bool(one.ended and two.ended), 20.0)
+        took = trio.current_time() - began
+    again = [to for to in ground.peers if await _is_let_in(ground, to, who, standing)]
+    gone = await ground.until(lambda: all(_is_gone(ground, to, who.id) for to in ground.peers), 30.0)
+
+    victim = ground.id("hr")
+    async with insider(ground, "desk") as liar:
+        honest = await liar.pulled(victim)
+        forged = _record(ground, Identity.generate(), honest.record.version, "forged", victim)
+        liar.say(m.Evidence(honest, forged))
+        caught = await liar.until(lambda: liar.ended, 5.0)
+    framed = _is_gone(ground, "desk", victim)
+
+    later = ground.certificate(who, lambda: time.time() + 2.0)  # since then: a signer let it in anew
+    pardoned = [to for to in ground.peers if await _is_let_in(ground, to, who, later)]
+    blocked = let_go and not again and gone and caught and not framed and len(pardoned) == len(ground.peers)
+    said = f"out after {took:.1f} s, let in again by {again or 'none'}, let in anew by {len(pardoned)}"
+    return Verdict(blocked, f"{said}; false evidence ended its own link: {caught}")
 
 
-def _called(ground: Ground, name: str, ident: PeerId) -> str:
+async def _is_let_in(ground: Ground, to: str, who: Identity, standing: Standing) -> bool:
+    with suppress(Refused):
+        async with insider(ground, to, who, standing):
+            return True
+    return False
+
+
+def _is_gone(ground: Ground, name: str, ident: PeerId) -> bool:
     row = ground.known(name, ident)
-    return "" if row is None else str(row["name"])
+    return row is None or not (row["linked"] or row["alive"])
 
 
 # -- zones --------------------------------------------------------------------------------------------

@@ -155,8 +155,7 @@ def peers(folder: Path, rest: str = "", **speeds: float) -> Iterator[dict[str, P
             join = [address] if started else []
             args = echo_config(folder / name, name, tokens_per_s=speed, join=join, rest=rest)
             started[name] = PeerProcess(folder / name, args if started else [*args, "--listen", address])
-        for peer in started.values():
-            until(lambda peer=peer: peer.alive() == set(speeds))
+        until(lambda: all(peer.alive() == set(speeds) for peer in started.values()))
         yield started
     finally:
         for peer in started.values():

@@ -36,7 +36,8 @@ words = st.text(st.characters(codec="utf-8"), max_size=12)
 reasons = st.sampled_from(Reason)
 paths = st.lists(st.builds(Hop, peers, words, words), max_size=16).map(tuple)
 updates = st.lists(st.builds(m.Update, peers, st.sampled_from(m.Status), versions), max_size=12).map(tuple)
-lines = st.lists(st.builds(m.Line, peers, versions, st.integers(0, 16)), max_size=20).map(tuple)
+marks = st.just(b"") | st.binary(min_size=16, max_size=16)
+lines = st.lists(st.builds(m.Line, peers, versions, st.integers(0, 16), marks), max_size=20).map(tuple)
 vectors = st.builds(
     lambda seed, length: np.random.default_rng(seed).integers(1, 127, length, np.int8),
     st.integers(1, 200),
@@ -168,6 +169,7 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.Digest, st.binary(min_size=256, max_size=256) | st.just(bytes(256))),
     st.builds(m.Pull, st.lists(peers, max_size=20).map(tuple)),
     st.builds(m.Records, st.lists(records, max_size=5).map(tuple)),
+    st.builds(m.Evidence, records, records),
     st.builds(m.LoadReport, loads),
     st.builds(m.Forward, queries),
     st.builds(m.Accept, query_ids, attempts, st.booleans(), seconds, paths, words),

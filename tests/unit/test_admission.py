@@ -54,6 +54,9 @@ class Trust:
     def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
         return self.vouched
 
+    def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
+        return False
+
     def outsiders(self, peers: Collection[PeerId]) -> list[PeerId]:
         return [peer for peer in peers if peer in self.out]
 

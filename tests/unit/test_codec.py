@@ -40,7 +40,7 @@ EVERY: list[m.PeerMessage] = [
     m.Ack(2, (UPDATE, UPDATE)),
     m.PingRequest(3, B, ()),
     m.Leave(V),
-    m.Announce((m.Line(A, V, 2),)),
+    m.Announce((m.Line(A, V, 2), m.Line(B, V, 2, bytes(range(16))))),
     m.Digest(bytes(range(256))),
     m.Pull((A, B)),
     m.Records((signed(A, V, ABLE, ("/ip4/10.0.0.1/tcp/1",)),)),
@@ -75,6 +75,7 @@ EVERY: list[m.PeerMessage] = [
     m.Stated((b"a", b"")),
     m.Shown(b"me"),
     m.Granted(b"more"),
+    m.Evidence(signed(A, V, ABLE), signed(A, V, Capability())),
 ]
 
 
@@ -88,7 +89,7 @@ def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
 
 
 def test_tags_are_positions_and_never_change() -> None:
-    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(30))
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(31))
     assert CODEC.tags == {type(message): tag for tag, message in enumerate(EVERY)}
 
 
@@ -381,7 +382,7 @@ def test_a_query_id_is_32_hex_digits(ident: object) -> None:
 
 
 def test_the_longest_list_of_lines_and_a_full_frame_of_records_fit() -> None:
-    lines = tuple(m.Line(PeerId(f"{i:052}"), Version(2**40, 2**20), 3) for i in range(1_024))
+    lines = tuple(m.Line(PeerId(f"{i:052}"), Version(2**40, 2**20), 3, bytes(16)) for i in range(1_024))
     for message in (m.Lines(tuple(range(32)), lines), m.Announce(lines), m.Seek(tuple(x.id for x in lines))):
         assert CODEC.decode(CODEC.encode(message)) == message
     skills = tuple(Skill(f"skill {i}", np.full(384, 7, np.int8), 0.5, 9) for i in range(16))

@@ -48,6 +48,18 @@ def test_what_changes_is_kept(tmp_path: Path) -> None:
     assert again.statements() == one.statements() != []
 
 
+def test_who_equivocates_stays_out_after_a_restart_and_a_new_ticket(tmp_path: Path) -> None:
+    credentials.found(tmp_path, ME, "lab", ())
+    one = loaded(tmp_path)
+    ticket = one.invite(SECRET, (), (), 60.0, 2)
+    ada = welcomed(one.admit(ADA, shown_for(ticket)), ticket, ADA, time.time)
+    given = welcomed(one.admit(ME.id, shown_for(ticket)), ticket, ME.id, time.time)
+    one.ban(ADA, (ada.certificate(),))
+    assert loaded(tmp_path).roster.banned == one.roster.banned != {}
+    credentials.joined(tmp_path, given, ())
+    assert loaded(tmp_path).roster.banned == one.roster.banned
+
+
 def test_who_joins_keeps_where_it_was_let_in_and_signs_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

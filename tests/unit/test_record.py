@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from p2pmesh.record import Capability, Skill, Version, cosine, quantise
+from p2pmesh.record import (
+    MARK_BYTES,
+    Capability,
+    PeerId,
+    PeerRecord,
+    SignedRecord,
+    Skill,
+    Version,
+    cosine,
+    quantise,
+)
 from tests.machines import MODEL
 
 
@@ -54,6 +66,16 @@ def test_a_new_start_beats_any_change_of_an_older_life(
     assert Version(*older) <= Version(*newer)
     assert not Version(*newer) <= Version(*older)
     assert Version(*older) <= Version(*older)
+
+
+def test_a_record_is_told_from_any_other_by_its_mark_and_signed_with_its_certificate() -> None:
+    plain = SignedRecord(PeerRecord(PeerId("a"), Version(1, 1)), b"body", b"signature", b"certificate")
+    assert len(plain.mark) == MARK_BYTES
+    assert replace(plain, signature=b"another").mark == plain.mark
+    others = (replace(plain, body=b"body2"), replace(plain, certificate=b""))
+    assert len({plain.mark, *(other.mark for other in others)}) == 3
+    assert plain.signed not in {other.signed for other in others}
+    assert plain.signed.startswith(b"p2pmesh/record/1")  # no receipt, and no statement, begins like that
 
 
 def test_a_model_is_found_by_its_name() -> None:

@@ -74,6 +74,46 @@ def test_who_was_thrown_out_comes_back_only_by_a_later_certificate() -> None:
     assert roster.revoked_at(ADA) == NOW
 
 
+def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
+    roster, signed = Roster(ONE), certificate(ONE, KEYS[0])
+    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)))
+    with pytest.raises(Untrusted, match="two records of one version"):
+        roster.check(signed, ADA, NOW)
+    with pytest.raises(Untrusted, match="two records of one version"):  # a renewal is no pardon
+        roster.check(certificate(ONE, KEYS[0], begins=NOW + 60), ADA, NOW + 60)
+    assert zones(roster, certificate(ONE, KEYS[0], since=NOW + 1))
+    assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
+    assert not roster.ban(ADA, (signed,))
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),))
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [certificate(ONE), certificate(ONE, KEYS[1]), certificate(THREE, KEYS[0]), revocation(ONE, KEYS[0])],
+)
+def test_only_who_was_let_in_is_banned(signed: Signed) -> None:
+    roster = Roster(ONE)
+    with pytest.raises(Untrusted):
+        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed))
+    with pytest.raises(Untrusted, match="another peer's"):
+        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),))
+    assert not roster.banned
+
+
+def test_what_has_expired_bans_too() -> None:
+    """Its owner will show a renewed one."""
+    roster = Roster(ONE)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),))
+
+
+def test_there_is_room_for_so_many_bans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rosters, "BANNED_MAX", 1)
+    roster = Roster(ONE)
+    assert roster.ban_since(ADA, NOW)
+    assert not roster.ban_since(BLAISE, NOW)
+    assert roster.ban_since(ADA, NOW + 1)
+
+
 def test_nobody_but_a_signer_throws_out() -> None:
     roster = Roster(ONE)
     for signed in (revocation(ONE), revocation(ONE, KEYS[1])):

@@ -16,7 +16,7 @@ from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.sealing import CLOSED, LOOK_S, Cover, Sealing
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Lead, Message, Options, Query, Search, Usage
-from p2pmesh.record import GENERAL, Capability, PeerId
+from p2pmesh.record import GENERAL, Capability, PeerId, record_to_sign
 from p2pmesh.sim.sealer import SimSealer
 from p2pmesh.sim.signer import SimSigner
 from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, of, query, receipted, sent, signed
@@ -287,7 +287,9 @@ def far(*executors: PeerId, keys: dict[PeerId, bytes] | None = None) -> tuple[Be
         if keys and peer in keys:
             changed = replace(record.record, seal_key=keys[peer])
             body = bench.machine.codec.encode_record(changed)
-            record = replace(record, record=changed, body=body, signature=SimSigner(peer).sign(body))
+            record = replace(
+                record, record=changed, body=body, signature=SimSigner(peer).sign(record_to_sign(body, b""))
+            )
         bench.say(C, m.Announce((m.Line(peer, record.record.version, 1),)))
         bench.say(C, m.Records((record,)))
     return bench, bench.ask(query(origin=ME, text=CANARY, zone="red"))

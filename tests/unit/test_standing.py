@@ -247,6 +247,46 @@ def test_a_certificate_of_a_clock_that_is_ahead_is_thrown_out_too(clock: Clock) 
         blaise.admit(ADA, ada.show())
 
 
+def test_who_equivocates_is_out_everywhere_until_a_newer_ticket(clock: Clock) -> None:
+    blaise = signer(clock)
+    ticket = blaise.invite(SECRET, (), (), 60.0, 9)
+    ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    changes: list[int] = []
+    blaise.on_change = lambda: changes.append(1)
+    blaise.admit(ADA, ada.show())
+    assert blaise.ban(ADA, (ada.certificate(), ada.certificate()))
+    assert changes
+    assert not blaise.ban(ADA, (ada.certificate(),))
+    assert blaise.outsiders([ADA]) == [ADA]
+    assert not blaise.vouches(ADA, ada.certificate(), ())
+    with pytest.raises(Untrusted, match="two records of one version"):
+        blaise.admit(ADA, ada.show())
+    with pytest.raises(Untrusted, match="no such ticket"):  # he would come again under a new key
+        blaise.admit(CARL, shown_for(ticket))
+    clock.now += 1
+    ticket = blaise.invite(b"t" * 16, (), (), 60.0, 1)
+    again = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    assert blaise.admit(ADA, again.show()) == b""
+
+
+def test_a_ticket_as_old_as_the_ban_is_refused_and_not_used_up(clock: Clock) -> None:
+    blaise = signer(clock)
+    spare = blaise.invite(b"u" * 16, (), (), 60.0, 1)
+    blaise.ban(ADA, (member(clock).certificate(),))
+    with pytest.raises(Untrusted, match="newer ticket"):
+        blaise.admit(ADA, shown_for(spare))
+    assert blaise.admit(CARL, shown_for(spare))
+
+
+def test_what_bans_nobody_changes_nothing(clock: Clock) -> None:
+    blaise = signer(clock)
+    stranger = member(clock, by=(KEYS[1],))
+    for junk in (b"", b"junk", stranger.certificate()):
+        with pytest.raises(Untrusted):
+            blaise.ban(ADA, (junk,))
+    assert not blaise.roster.banned
+
+
 def test_nobody_throws_out_himself_or_without_a_key(clock: Clock) -> None:
     with pytest.raises(Untrusted, match="this peer itself"):
         signer(clock).revoke(BLAISE)
