@@ -302,6 +302,27 @@ class Http:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quota:
+    """How much of the mesh one asker may use: of this peer's models, what was used at its links counted in.
+    Whoever has used it up gets `rate_limit_exceeded`, and when to come back; this peer's own user never does.
+    Give each peer that answers the same. An asker is a peer, known by its signature: of an app there, the
+    peer's own keys say how often it may ask (`p2pmesh key create --per-minute`)."""
+
+    tokens_per_minute: int = 0
+    """Tokens, of prompts and answers, that one asker may use a minute on average, and as many at once when he
+    used none for a while; 0: as many as there are."""
+    zones: dict[str, int] = field(default_factory=dict)
+    """The same for the queries of a zone, by the zone's name; one that is not named here is as above."""
+
+    def __post_init__(self) -> None:
+        limits = {"tokens_per_minute": self.tokens_per_minute}
+        limits |= {f"zones.{zone}": most for zone, most in self.zones.items()}
+        for key, most in limits.items():
+            if not 0 <= most <= 2**31 - 1:
+                raise ConfigError(f"quota.{key} must lie within 0 (no limit) and 2147483647, not {most!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One model to serve: `[[models]]` in TOML."""
 
@@ -374,6 +395,7 @@ class Config:
     gossip: Gossip = field(default_factory=Gossip)
     routing: Routing = field(default_factory=Routing)
     relay: Relay = field(default_factory=Relay)
+    quota: Quota = field(default_factory=Quota)
     net: Net = field(default_factory=Net)
     engine: Engine = field(default_factory=Engine)
     http: Http = field(default_factory=Http)

@@ -80,6 +80,8 @@ class Reason(str, Enum):
     """Nobody holds the answer that somebody came for: it is too old, or its holder died as well."""
     BAD_REQUEST = "invalid_request"
     """The query itself is wrong; no peer would answer it."""
+    QUOTA = "rate_limit_exceeded"
+    """Whoever asks has used up his quota. Ask again after a while: the mesh has room, for others."""
 
 
 class QueryError(MeshError):
@@ -111,7 +113,8 @@ class NoRoute(QueryError):
 
 
 class Refused(QueryError):
-    """Somebody could, and would not: overloaded (`retry_after_s` says when to ask again) or a bad request."""
+    """Somebody could, and would not: overloaded, or your quota is used up (`retry_after_s` says when to ask
+    again), or a bad request."""
 
 
 class BudgetSpent(QueryError):

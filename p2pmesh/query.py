@@ -182,6 +182,8 @@ class Query:
     sealed: bytes = b""
     """The query itself, for `target` alone to read: what is outside then tells no more than the way. Nothing:
     it travels open, as those of the general zone do."""
+    signature: bytes = b""
+    """Its origin's, under what it asks, of an open one that travels."""
 
     @property
     def text(self) -> str:

@@ -240,6 +240,22 @@ WEAKENINGS = (
         "if False:",
         "admission",
     ),
+    # who is charged
+    Weakening(
+        "protocol/serving.py",
+        "sure = origin == upstream or flight.closes or self._origins.proven(flight.query)",
+        "sure = True",
+        "quotas",
+    ),
+    Weakening(
+        "protocol/serving.py",
+        "sure = origin == upstream or flight.closes or self._origins.proven(flight.query)",
+        "sure = False",
+        "quotas",
+    ),
+    Weakening("protocol/serving.py", "if wait_s:", "if False:", "quotas"),
+    Weakening("protocol/quotas.py", "if used > limit else 0.0", "if used < limit else 0.0", "quotas"),
+    Weakening("protocol/quotas.py", "if a[1] == GENERAL or self._may_see(peer, a[1])", "", "quotas"),
     # what comes from outside
     Weakening(
         "protocol/codec.py",

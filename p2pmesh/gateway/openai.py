@@ -19,6 +19,7 @@ from p2pmesh.record import GENERAL
 
 STATUS = {
     Reason.OVERLOADED: 503,
+    Reason.QUOTA: 429,
     Reason.NO_ROUTE: 503,
     Reason.MODEL_NOT_FOUND: 404,
     Reason.ANSWER_NOT_FOUND: 404,

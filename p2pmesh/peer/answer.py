@@ -20,6 +20,7 @@ from p2pmesh.record import NOBODY, PeerId
 
 _ERRORS: dict[Reason, type[QueryError]] = {
     Reason.OVERLOADED: Refused,
+    Reason.QUOTA: Refused,
     Reason.BAD_REQUEST: Refused,
     Reason.TOO_LONG: Refused,
     Reason.DEADLINE: BudgetSpent,

@@ -289,6 +289,7 @@ def _query_schema(limits: Limits) -> dict[str, f.Field]:
         f.maybe(f.struct(Search, f.many(lead, LEADS_MAX), f.integer(0, 255))),
         f.one_of(Resume),
         f.binary(sealed_bytes_max(limits)),
+        f.binary(64),
     )
 
     def unpack(raw: Any) -> Query:
@@ -390,6 +391,7 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     updates = f.many(update, 64)
     distance, mark = f.integer(0, m.DISTANCE_MAX), f.exactly(MARK_BYTES)
     lines = f.many(f.growing(m.Line, 3, peer, _version(), distance, mark), limits.digest_max)
+    spending = f.struct(m.Spending, peer, f.text(limits.name_bytes_max), f.number(0.0, _COUNT_MAX))
     parts = _query_schema(limits)
     chunk = _chunk(limits)
     ended = f.growing(
@@ -445,4 +447,5 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Shown: f.struct(m.Shown, f.binary(_SHOWN_BYTES_MAX)),
         m.Granted: f.struct(m.Granted, f.binary(_SHOWN_BYTES_MAX)),
         m.Evidence: f.struct(m.Evidence, signed, signed),
+        m.Spent: f.struct(m.Spent, f.many(spending, m.SPENT_MAX)),
     }

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from p2pmesh.errors import Untrusted
+from p2pmesh.errors import Reason, Untrusted
 from p2pmesh.protocol.flow import Flow
 from p2pmesh.protocol.messages import End, Forward, Refuse
 from p2pmesh.protocol.sealing import Cover, Sealing
@@ -96,6 +96,10 @@ class Flight:
     """How fast this attempt's answer comes. Kept where it was asked alone."""
     moved: bool = False
     """Whether it went on elsewhere because it came too slowly: that is done once."""
+    asker: PeerId | None = None
+    """Who is charged for it here; None: nobody, it was asked here or is answered elsewhere."""
+    reserved: int = 0
+    """Tokens that he was charged for and that are not written yet."""
     crashes: int = 0
     """Models that crashed over it."""
     placed: bool = False
@@ -133,6 +137,12 @@ class Flight:
         """Return whom it must not be sent to, the `dead` too."""
         known = self.query.excluded
         return (*known, *dict.fromkeys(peer for peer in dead if peer not in known))
+
+    def heard(self, refusal: Refuse) -> None:
+        """Downstream would not. Whose quota is used up is told so, whatever ways were tried since."""
+        told = self.refusal is not None and self.refusal.reason is Reason.QUOTA
+        if not (told and refusal.reason in (Reason.VISITED, Reason.NO_ROUTE)):
+            self.refusal = refusal
 
     def says(self, text: str) -> None:
         """The next piece of its text."""

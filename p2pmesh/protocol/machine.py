@@ -29,7 +29,9 @@ from p2pmesh.protocol.linking import Linking
 from p2pmesh.protocol.loads import Loads
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.membership import Membership
+from p2pmesh.protocol.origins import Origins
 from p2pmesh.protocol.planning import Planning
+from p2pmesh.protocol.quotas import Quotas
 from p2pmesh.protocol.ratings import Ratings
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.protocol.relay import Relay
@@ -77,8 +79,8 @@ class Machine:
         links = self.membership.links
         self._admission = Admission(trust, links, self._republish, self._out, now)
         self._equivocation = Equivocation(trust, signer, links, self._admission.let_go, self._out)
-        telling = (signer, trust, self._equivocation, self.membership)
-        self.gossip = Gossip(record, config, self.codec, *telling, rng, self._out, now)
+        believed = (signer, trust, self._equivocation, self.membership)
+        self.gossip = Gossip(record, config, self.codec, *believed, rng, self._out, now)
         experience = self._experience = Experience(me, epoch)
         breakers = self._breakers = Breakers(config.membership.members_max)
         self._local = Local(config, AnswerLength(), self._out)
@@ -100,9 +102,10 @@ class Machine:
         sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed, self._late_s)
         keys = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
         self._sealing = Sealing(me, *keys, now)
-        proofs = (self._sealing, Receipts(me, self.codec, signer))
+        proofs = (self._sealing, Receipts(me, self.codec, signer), Origins(self.codec, signer))
         asking = (*proofs, *sending, self.backups.deliver, self._answered)
-        self.relay = Relay(me, name, config, self._local, breakers, *asking, self._out)
+        self._quotas = Quotas(config, links, self._may_see, self._out)
+        self.relay = Relay(me, name, config, self._local, self._quotas, breakers, *asking, self._out)
         self.gossip.crowd(self._linking.admit, self._linking.offer)
         self._spared = (-math.inf, False)
         """Whether a link could give way, and as of when."""
@@ -111,17 +114,9 @@ class Machine:
         self._stealing = Stealing(config, self._local, self.relay, self.loads.queued, compare, self._out)
         self.ratings = Ratings(experience, self._linking.load_set, topic_of, self._out, now)
         self.draining = Draining(config, self.gossip, self._local, self.relay, planning.plan, compare)
-        self._parts = (
-            self.membership,
-            self._linking,
-            self.gossip,
-            self.loads,
-            self.ratings,
-            self.relay,
-            self.backups,
-            self._admission,
-            self._sealing,
-        )
+        telling = (self._linking, self.loads, self.ratings, self.gossip, self._admission)
+        self._later = (*telling, self._sealing, self._quotas)
+        self._parts = (self.membership, self.relay, self.backups, *self._later)
 
     # -- the whole boundary ---------------------------------------------------------------------------
 
@@ -142,12 +137,8 @@ class Machine:
         if not self.draining.begun:
             self._stealing.advance(now)
         self.loads.own(self._local.load(now), now)
-        self._linking.advance(now)
-        self.loads.advance(now)
-        self.ratings.advance(now)
-        self.gossip.advance(now)
-        self._admission.advance(now)
-        self._sealing.advance(now)
+        for part in self._later:
+            part.advance(now)
         due = min([part.deadline for part in self._parts])
         self._deadline = self._promised = due if due > now else math.nextafter(now, math.inf)
         effects = self._out.copy()
@@ -211,11 +202,11 @@ class Machine:
             case e.Embedded():
                 self.relay.embedded(event, self.gossip.me.record.capability.space, now)
             case e.Generated():
-                self.relay.generated(event, now)
+                self.relay.serving.generated(event, now)
             case e.Finished():
-                self.relay.finished(event, now)
+                self.relay.serving.finished(event, now)
             case e.Failed():
-                self.relay.failed(event, now)
+                self.relay.serving.failed(event, now)
             case _:
                 assert_never(event)
 
@@ -269,6 +260,8 @@ class Machine:
                 self.backups.received(peer, message, now)
             case m.Steal():
                 self._stealing.on_steal(peer, now)
+            case m.Spent():
+                self._quotas.on_spent(peer, message, now)
             case m.Evidence():
                 self._equivocation.received(peer, message)
             case m.Stated() | m.Shown() | m.Granted():
@@ -287,6 +280,7 @@ class Machine:
         if not self.membership.has_left:
             self.gossip.connected(peer, now)
             self.loads.connected(peer)
+            self._quotas.connected(peer, now)
             self.relay.connected(peer, now)
             self.backups.connected(peer)
             self._admission.connected(peer)
@@ -304,6 +298,7 @@ class Machine:
         self.loads.disconnected(peer)
         self.ratings.disconnected(peer)
         self._equivocation.disconnected(peer)
+        self._quotas.disconnected(peer)
         self.backups.unreachable(peer, now)
 
     def _dial_failed(self, peer: PeerId, now: float) -> None:
@@ -352,7 +347,7 @@ class Machine:
             return
         self.draining.able = event.capability
         for query in self._local.describe(event.capability.models):
-            self.relay.failed(
+            self.relay.serving.failed(
                 e.Failed(query.id, query.attempt, Reason.ENGINE_FAILED, "its model went away"), now
             )
 

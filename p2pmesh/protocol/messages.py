@@ -136,6 +136,28 @@ class Records:
 
 
 @dataclass(frozen=True)
+class Spending:
+    """What one asker has used in one zone."""
+
+    asker: PeerId
+    zone: str
+    tokens: float
+    """As of the message, and fewer from then on: they fade with the time constant of a minute."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was used at me of late, by those who used most. Whoever says so has quotas to keep, and is told
+    likewise."""
+
+    rows: tuple[Spending, ...]
+
+
+SPENT_MAX = 64
+"""Most rows of it."""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Two records of one peer and one version that say different things, each signed by it: it equivocates,
     as anybody can see who reads them. Whoever hears of it passes it on once."""
@@ -345,5 +367,6 @@ PeerMessage: TypeAlias = (
     | Shown
     | Granted
     | Evidence
+    | Spent
 )
 """All of them."""

@@ -148,13 +148,11 @@ class Recovery:
         flight.query, flight.tried = replace(flight.query, excluded=excluded), tried
         return self._anew(flight, now)
 
-    def refused(self, flight: Flight, peer: PeerId, now: float) -> None:
+    def refused(self, flight: Flight, peer: PeerId, refusal: Refuse, now: float) -> None:
         """`peer` has no room. The next one has, or all are busy, and busier if each of them is asked. What is
         sealed can be given to nobody else from here."""
-        refusal = flight.refusal
-        assert refusal is not None
         bound = flight.query.sealed and refusal.reason not in ON_THE_WAY
-        if bound or (refusal.reason is Reason.OVERLOADED and not self.budget.spend(now)):
+        if bound or (refusal.reason in (Reason.OVERLOADED, Reason.QUOTA) and not self.budget.spend(now)):
             self._flights.end_badly(flight, refusal.reason, refusal.detail, refusal.retry_after_s)
         else:
             self.elsewhere(flight, peer, now)

@@ -2,8 +2,8 @@
 
 One `Flight` per query and peer. Each hop answers for the next one: it hears a sign of life from downstream at
 least every `silence_max_s`, and gives one upstream at least every `keepalive_s`. What is done
-where that fails is for `recovery` to say. It asks `plan` where a query goes and `local` to serve it, and
-knows nothing of members, records or models.
+where that fails is for `recovery` to say. It asks `plan` where a query goes and `serving` to answer it here,
+and knows nothing of members, records or models.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from dataclasses import replace
 from p2pmesh.config import Config
 from p2pmesh.errors import LocalProtocolError, Reason, Untrusted
 from p2pmesh.protocol.breakers import Breakers
-from p2pmesh.protocol.events import Deliver, Effect, Embed, Embedded, Fail, Failed, Finished, Generated, Send
+from p2pmesh.protocol.events import Deliver, Effect, Embed, Embedded, Fail, Send
 from p2pmesh.protocol.flight import Flight, Phase, brief
 from p2pmesh.protocol.flights import Flights
 from p2pmesh.protocol.local import Local
 from p2pmesh.protocol.messages import Accept, Cancel, End, Error, Forward, Refuse
+from p2pmesh.protocol.origins import Origins
+from p2pmesh.protocol.quotas import Quotas
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.protocol.recovery import Recovery
 from p2pmesh.protocol.routing import Decision, Kind, Scored
 from p2pmesh.protocol.sealing import CLOSED, Sealing
+from p2pmesh.protocol.serving import FINAL, Serving
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Search
-from p2pmesh.record import NOBODY, PeerId
+from p2pmesh.record import GENERAL, NOBODY, PeerId
 
 _UNLINKED_MAX = 8
 """Peers chosen in a row to whom there is no room for a link, until a query is turned away. A guess."""
 _CALM_MAX = 8
 """Queries in flight up to which one is embedded before it is known whether anybody has time. A guess."""
-_FINAL = frozenset({Reason.BAD_REQUEST, Reason.CANCELLED, Reason.DEADLINE})
-"""Refusals that every other peer would repeat."""
 
 
 class Relay:
@@ -43,9 +44,11 @@ class Relay:
         name: str,
         config: Config,
         local: Local,
+        quotas: Quotas,
         breakers: Breakers,
         sealing: Sealing,
         receipts: Receipts,
+        origins: Origins,
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
@@ -65,8 +68,10 @@ class Relay:
         self._can_embed = can_embed
         self._late_s = late_s
         self._breakers = breakers
-        self._sealing, self._receipts = sealing, receipts
+        self._sealing, self._receipts, self._origins = sealing, receipts, origins
         self._recovery = Recovery(me, config, self.flights, local.lengths, breakers, plan, hopes, self._route)
+        served = (self.flights, breakers, receipts, origins, self._recovery)
+        self.serving = Serving(me, name, config, local, quotas, *served)
 
     @property
     def retries(self) -> int:
@@ -202,7 +207,8 @@ class Relay:
         if flight.executor != NOBODY:
             # Whoever passed the refusal on may have made it up, and may pass the query on to another.
             server, peer = flight.executor if peer == flight.executor else NOBODY, flight.executor
-        flight.downstream, flight.placed, flight.refusal = None, False, message
+        flight.downstream, flight.placed = None, False
+        flight.heard(message)
         if message.prompt_tokens and flight.cover is None:
             flight.query = replace(flight.query, prompt_tokens=message.prompt_tokens)
         if message.best == self.me and not flight.begun:
@@ -215,10 +221,10 @@ class Relay:
             self._recovery.lost(flight, message.dead or (peer,), now)
         elif message.reason is Reason.ENGINE_FAILED:
             self._recovery.crashed(flight, peer, server, now)
-        elif flight.begun or message.reason in _FINAL:
+        elif flight.begun or message.reason in FINAL:
             self.flights.end_badly(flight, message.reason, message.detail)
         else:
-            self._recovery.refused(flight, peer, now)
+            self._recovery.refused(flight, peer, message, now)
 
     def on_tokens(self, peer: PeerId, chunk: Chunk, now: float) -> None:
         """The next piece. A repeated one is dropped; a gap ends the answer."""
@@ -271,45 +277,6 @@ class Relay:
                 self._breakers.failed(peer, now)
                 self._recovery.lost(flight, (peer,), now)
 
-    # -- from our own models --------------------------------------------------------------------------
-
-    def generated(self, event: Generated, now: float) -> None:
-        """Our model wrote something."""
-        flight = self.flights.here(event.query_id, event.attempt)
-        if flight is not None:
-            self._local.progressed(event.query_id, len(event.tokens))
-            piece = Chunk(*flight.ident, flight.index, event.tokens, event.text, event.logprobs)
-            self.flights.pass_up(flight, piece, now)
-
-    def finished(self, event: Finished, now: float) -> None:
-        """Our model is done."""
-        flight = self.flights.here(event.query_id, event.attempt)
-        if flight is None:
-            return
-        job = self._local.finished(event.query_id)
-        assert job is not None, "a flight in phase LOCAL has a job"
-        self._local.lengths.observed(event.usage.completion_tokens)
-        self._breakers.served(self.me, now)
-        ended = Ended(event.usage, event.finish_reason, job.model.name, job.model.digest, flight.path)
-        self.flights.complete(flight, self._receipts.signed(flight.query, ended, flight.said.digest()))
-
-    def failed(self, event: Failed, now: float) -> None:
-        """Our model could not, or broke off."""
-        flight = self.flights.here(event.query_id, event.attempt)
-        if flight is None:
-            return
-        self._local.finished(event.query_id)
-        detail = brief(event.detail)
-        if event.prompt_tokens and not flight.closes:
-            flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)
-        flight.refusal = Refuse(flight.query.id, event.attempt, event.reason, detail)
-        if event.reason is Reason.ENGINE_FAILED:
-            self._recovery.crashed(flight, self.me, self.me, now)
-        elif flight.begun or event.reason in _FINAL:
-            self.flights.end_badly(flight, event.reason, detail)
-        else:
-            self._recovery.elsewhere(flight, self.me, now)
-
     # -- time -----------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
@@ -359,7 +326,7 @@ class Relay:
                 return self._recovery.stranded(flight, decision, now)
             hop = Hop(self.me, self.name, CLOSED if query.sealed else brief(decision.explain()))
             if decision.kind is Kind.SERVE:
-                return self._serve(flight, decision.chosen, hop, now)
+                return self.serving.serve(flight, decision.chosen, hop, now)
             if decision.kind is Kind.RETURN:
                 return self._give_back(flight, decision.chosen.peer, hop.why)
             barred = self._offer(flight, decision.chosen, hop, query.hops_left - 1, now, decision.search)
@@ -382,6 +349,8 @@ class Relay:
         flight.downstream = chosen.next_hop
         target = chosen.peer if search is None else NOBODY
         onward = flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max)
+        if flight.upstream is None and onward.zone == GENERAL:
+            onward = self._origins.signed(onward)
         try:
             flight.onward = Forward(flight.seal(self._sealing, onward, chosen.model, hop))
         except Untrusted:
@@ -425,26 +394,13 @@ class Relay:
         here again."""
         flight = self.flights.get(query_id)
         assert flight is not None, "what waits here has a flight"
-        self._local.finished(query_id)
+        self.serving.give_up(flight)
         budget_s = max(0.0, flight.deadline - now)
         flight.placed, flight.query = False, replace(flight.query, budget_s=budget_s)
         barred = self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now)
         if barred is not None:
             self._recovery.elsewhere(flight, barred, now)
 
-    def _serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
-        flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None
-        flight.uncover()
-        self._breakers.sent(self.me, now)
-        eta = self._local.submit(flight.query, chosen.model, now)
-        if eta is None:
-            wait = max(1.0, self._local.remaining_s(now))
-            flight.refusal = Refuse(*flight.ident, Reason.OVERLOADED, f"{self.name} has a full queue", wait)
-            self._recovery.elsewhere(flight, self.me, now)
-            return
-        self.flights.place(flight, (*flight.query.path, hop), eta, self._local.digest(chosen.model), now)
-
     def _stop_work(self, flight: Flight) -> None:
-        if flight.phase is Phase.LOCAL:
-            self._local.abort(flight.query.id, flight.query.attempt)
+        self.serving.stop(flight)
         self.flights.release(flight)

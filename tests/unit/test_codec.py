@@ -53,6 +53,7 @@ EVERY: list[m.PeerMessage] = [
             space="s",
             target=B,
             accepted=Accepted((0, 2**31 - 1), "täxt", 2, "00" * 32),
+            signature=b"s" * 64,
         )
     ),
     m.Accept("ab" * 16, 1, True, 2.5, HOPS, "00" * 32),  # type: ignore[arg-type]
@@ -76,6 +77,7 @@ EVERY: list[m.PeerMessage] = [
     m.Shown(b"me"),
     m.Granted(b"more"),
     m.Evidence(signed(A, V, ABLE), signed(A, V, Capability())),
+    m.Spent((m.Spending(A, "hr", 12.5), m.Spending(B, "general", 0.0))),
 ]
 
 
@@ -89,7 +91,7 @@ def test_every_message_comes_back_as_it_went(message: m.PeerMessage) -> None:
 
 
 def test_tags_are_positions_and_never_change() -> None:
-    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(31))
+    assert [CODEC.encode(message)[1] for message in EVERY] == list(range(32))
     assert CODEC.tags == {type(message): tag for tag, message in enumerate(EVERY)}
 
 
