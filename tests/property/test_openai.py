@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pmesh.config import Limits
@@ -14,7 +14,7 @@ from p2pmesh.gateway import openai
 from p2pmesh.query import RANGES, Message, Options
 
 LIMITS = Limits()
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(deadline=None, max_examples=200)
 FIELDS = [
     "messages",
     "model",
@@ -47,7 +47,11 @@ FIELDS = [
 ]
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(FIELDS)
 values: Any = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
 turns = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "system", "assistant", "developer", "x"]), "content": values}

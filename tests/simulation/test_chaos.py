@@ -21,6 +21,18 @@ SMALL = Setting(peers=8, seconds=12.0)
 SEEDS = range(1, 19)
 """Worlds in which a bug must show, and in which, without it, no law is broken. Measured: most show in the
 first, the rarest in the seventeenth."""
+SHOWN_BY = {
+    "no-redial": 7,
+    "no-tombstones": 5,
+    "steal-twice": 3,
+    "unbounded-memory": 3,
+    "no-digests": 2,
+    "stale-attempt": 3,
+    "no-visited-check": 3,
+    "claimed-from-the-start": 2,
+    "no-refutation": 2,
+}
+"""Where a rare one showed when it was last looked: that world is tried first, and saves the others."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -33,7 +45,8 @@ def test_no_law_is_broken(seed: int) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_planted_bug_is_found(name: str) -> None:
     setting = Setting(peers=8, seconds=12.0, mutant=name)
-    assert any(chaos(setting, seed).violation for seed in SEEDS), MUTANTS[name].what
+    seeds = sorted(SEEDS, key=lambda seed: seed != SHOWN_BY.get(name))
+    assert any(chaos(setting, seed).violation for seed in seeds), MUTANTS[name].what
 
 
 def test_there_are_enough_bugs_and_each_says_what_it_breaks() -> None:

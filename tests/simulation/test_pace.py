@@ -58,20 +58,17 @@ def fallen(rate: float, seed: int, *, says_so: bool = False) -> list[Asking]:
     return asked
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(2.0, 0), (3.0, 1), *([(4.5, 2)] if SOAK else [])])
-def test_a_peer_that_falls_to_a_fifth_soon_gets_what_one_of_that_speed_gets(rate: float, seed: int) -> None:
+@pytest.mark.parametrize(("rate", "seed"), [(2.0, 0), *([(3.0, 1), (4.5, 2), (2.0, 1)] if SOAK else [])])
+def test_a_peer_that_falls_to_a_fifth_soon_gets_what_one_of_that_speed_gets_and_that_is_worth_it(
+    rate: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     learnt, honest = fallen(rate, seed), fallen(rate, seed, says_so=True)
     assert share(learnt) == pytest.approx(share(honest), abs=0.02)
     assert share(learnt) < 0.6 / PEERS
     assert mean_s(learnt) < 1.05 * mean_s(honest)
-
-
-def test_it_is_worth_learning(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeds = range(3 if SOAK else 1)
-    learnt = [mean_s(fallen(2.0, seed)) for seed in seeds]
-    monkeypatch.setattr(Pace, "at_best", lambda self, done_s, due_s: 1.0)
-    unlearnt = [mean_s(fallen(2.0, seed)) for seed in seeds]
-    assert all(a < 0.95 * b for a, b in zip(learnt, unlearnt, strict=True))
+    if rate == 2.0:
+        monkeypatch.setattr(Pace, "at_best", lambda self, done_s, due_s: 1.0)
+        assert mean_s(learnt) < 0.95 * mean_s(fallen(rate, seed))
 
 
 def paces(world: World) -> list[float]:
@@ -112,8 +109,9 @@ def test_who_is_asked_nothing_is_tried_again_after_a_while() -> None:
     assert load.pace > 0.8
 
 
-@pytest.mark.parametrize("load", [0.5, 0.9])
-@pytest.mark.parametrize("chunk_s", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("load", "chunk_s"), [(0.9, 0.0), (0.5, 0.5), *([(0.5, 0.0), (0.9, 0.5)] if SOAK else [])]
+)
 def test_peers_that_are_as_fast_as_they_say_are_held_for_that(load: float, chunk_s: float) -> None:
     specs = arrivals.peers(8, 4, 1)
     world = World(1, specs, chunk_s=chunk_s)
