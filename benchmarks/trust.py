@@ -39,9 +39,11 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.messages import Forward, Tokens
 from p2pmesh.protocol.sealing import Sealing
 from p2pmesh.query import Chunk, Message, Query, QueryId
+from p2pmesh.trust.papers import shown_for
 from p2pmesh.trust.sealing import Envelopes
-from p2pmesh.trust.standing import Standing, shown_for, welcomed
+from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.tickets import SECRET_BYTES
+from p2pmesh.trust.welcome import welcomed
 
 GOAL_S = 5.0
 """Seconds within which every connected peer must have let go."""

@@ -390,6 +390,10 @@ class Config:
     """What it is good at. Empty: a general skill."""
     embedder: str = "auto"
     """"auto": all-MiniLM-L6-v2 where set-up has made it; "hash": word hashing, for tests; "none"."""
+    zones: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Who may see which zone, by the ids of peers, where this machine signs for its mesh (`[zones]`, `hr =
+    ["12D3KooW…"]`): they are given certificates that say so, and all others such as do not. Of a zone that is
+    not named here tickets decide (`p2pmesh invite --zone`)."""
     limits: Limits = field(default_factory=Limits)
     membership: Membership = field(default_factory=Membership)
     gossip: Gossip = field(default_factory=Gossip)

@@ -18,6 +18,7 @@ _ID_CHARS_MIN = 50
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _STATE = click.option("--state", default="", envvar="P2PMESH_STATE", help="State directory of the peer.")
 _URL = click.option("--url", default=None, envvar="P2PMESH_URL", help="URL of the peer.")
+_ANEW = click.option("--anew", is_flag=True, help="Although this machine signed one nobody else will sign.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -67,6 +68,93 @@ def create(name: str, zones: tuple[str, ...], state: str, as_json: bool) -> None
     )
     flag = f" --state {state}" if state else ""
     click.echo(f"start it: `p2pmesh up{flag} --listen /ip4/0.0.0.0/tcp/4001`, then `p2pmesh invite{flag}`")
+
+
+@mesh.command()
+@_STATE
+def key(state: str) -> None:
+    """Make a signer's key on this machine, if there is none, and print its id.
+
+    `p2pmesh mesh change --add ID`, where one signs already, lets it sign too."""
+    from p2pmesh.errors import MeshError
+    from p2pmesh.net.identity import load_or_create
+    from p2pmesh.peer import credentials
+    from p2pmesh.peer import state as states
+
+    path = states.directory(state)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = load_or_create(path / credentials.SIGNER_KEY)
+    except (MeshError, OSError) as exc:
+        _stop(exc)
+    click.echo(made.id)
+    click.echo("a peer that runs here takes it up when it starts next", err=True)
+
+
+@mesh.command()
+@click.option("--add", multiple=True, metavar="ID", help="A key that signs too (`p2pmesh mesh key`).")
+@click.option("--remove", multiple=True, metavar="ID", help="One that signs no more.")
+@click.option("--admit", type=int, help="How many signers let a peer in.  [default: as before]")
+@click.option("--zoned", type=int, help="How many let a peer see a zone.  [default: as before]")
+@click.option("--after", type=Span(), default="10m", show_default=True, help="When it holds.")
+@_ANEW
+@_URL
+@_STATE
+@_JSON
+def change(
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    admit: int | None,
+    zoned: int | None,
+    after: float,
+    anew: bool,
+    url: str | None,
+    state: str,
+    as_json: bool,
+) -> None:
+    """Let others sign for the mesh. Most of those who sign must say so: `p2pmesh mesh sign CHANGE`.
+
+    Until it holds, certificates are renewed that would not hold then. Who is away meanwhile, and whose
+    certificate only those have signed who sign no more, needs a new ticket. With --after 0s a key that was
+    stolen is out at once, and so is everybody whom it alone has let in.
+    """
+    body = {"add": add, "remove": remove, "admit": admit, "zoned": zoned, "after_s": after, "anew": anew}
+    _told(_call(url, state, "signers", body), as_json)
+
+
+@mesh.command()
+@click.argument("change")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_ANEW
+@_URL
+@_STATE
+@_JSON
+def sign(change: str, yes: bool, anew: bool, url: str | None, state: str, as_json: bool) -> None:
+    """Sign CHANGE, which was proposed on another signer's machine, on this one."""
+    from p2pmesh.errors import MeshError
+    from p2pmesh.peer import signers
+
+    try:
+        lines = signers.describe(signers.parse(change))
+    except MeshError as exc:
+        _stop(exc)
+    for line in lines:
+        click.echo(line, err=True)
+    if not yes:
+        click.confirm("sign it?", abort=True, err=True)
+    _told(_call(url, state, "sign", {"change": change, "anew": anew}), as_json)
+
+
+def _told(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(told))
+    elif told["missing"]:
+        click.echo(told["change"])
+        click.echo(f"{told['missing']} more must sign it: p2pmesh mesh sign CHANGE", err=True)
+    else:
+        click.echo(
+            "enough have signed it, and all hear of it: `p2pmesh status --json` says who signs", err=True
+        )
 
 
 @click.command()
@@ -133,8 +221,9 @@ def _join(text: str, state: str) -> dict[str, Any]:
     from p2pmesh.peer import credentials
     from p2pmesh.peer import state as states
     from p2pmesh.record import PeerId
-    from p2pmesh.trust.standing import shown_for, welcomed
+    from p2pmesh.trust.papers import shown_for
     from p2pmesh.trust.tickets import Ticket
+    from p2pmesh.trust.welcome import welcomed
 
     ticket = Ticket.parse(text)
     path, config = states.directory(state), Config()

@@ -30,6 +30,7 @@ from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
 from p2pmesh.gateway.keys import Allowance, Key, Keys
 from p2pmesh.peer.peer import TICKET_LIFE_S, Member, Peer
+from p2pmesh.peer.signers import AFTER_S
 from p2pmesh.query import AUTO, QueryId
 from p2pmesh.record import GENERAL, PeerId
 
@@ -62,6 +63,20 @@ class _Withdraw(msgspec.Struct):
 
 class _Revoke(msgspec.Struct):
     peer: str
+
+
+class _Signers(msgspec.Struct):
+    add: list[str] = []
+    remove: list[str] = []
+    admit: int | None = None
+    zoned: int | None = None
+    after_s: float = AFTER_S
+    anew: bool = False
+
+
+class _Sign(msgspec.Struct):
+    change: str
+    anew: bool = False
 
 
 class OwnHostOnly:
@@ -158,6 +173,8 @@ def create_app(peer: Peer, stop: Callable[[], None], drain: Callable[[], None]) 
         Route("/mesh/v1/invite", door.invite, methods=["POST"]),
         Route("/mesh/v1/withdraw", door.withdraw, methods=["POST"]),
         Route("/mesh/v1/revoke", door.revoke, methods=["POST"]),
+        Route("/mesh/v1/signers", door.signers, methods=["POST"]),
+        Route("/mesh/v1/sign", door.sign, methods=["POST"]),
         Route("/mesh/v1/stop", door.stop, methods=["POST"]),
         Route("/mesh/v1/drain", door.drain, methods=["POST"]),
     ]
@@ -353,6 +370,20 @@ class _Door:
         said = await self._read(request, _Revoke)
         self._peer.revoke(PeerId(said.peer))
         return Response(status_code=204)
+
+    async def signers(self, request: Request) -> Response:
+        """Let others sign for the mesh."""
+        self._check_token(request)
+        said = await self._read(request, _Signers)
+        proposal = self._peer.signers.change(**msgspec.structs.asdict(said))
+        return JSONResponse({"change": proposal.text, "missing": proposal.missing})
+
+    async def sign(self, request: Request) -> Response:
+        """Sign a change of signers."""
+        self._check_token(request)
+        said = await self._read(request, _Sign)
+        proposal = self._peer.signers.sign(said.change, anew=said.anew)
+        return JSONResponse({"change": proposal.text, "missing": proposal.missing})
 
     def _check_token(self, request: Request) -> None:
         """Raise Untrusted for who cannot read this peer's state directory: others on this machine may ask,

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from p2pmesh.errors import Untrusted
 from p2pmesh.record import PeerId
-from p2pmesh.trust.standing import ONE_OUTSIDE
+from p2pmesh.trust.papers import ONE_OUTSIDE
 
 
 class Door(Protocol):

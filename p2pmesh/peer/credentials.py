@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from p2pmesh.net import identity as identities
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import state
 from p2pmesh.record import PeerId
+from p2pmesh.trust.keys import public_key_of
 from p2pmesh.trust.roster import BANNED_MAX
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.statements import Genesis, Quorum, Signed, check_name
@@ -41,6 +43,7 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     contacts: Annotated[list[str], msgspec.Meta(max_length=CONTACTS_MAX)]
     invites: Annotated[list[Invite], msgspec.Meta(max_length=OPEN_MAX)]
     banned: Annotated[dict[str, int], msgspec.Meta(max_length=BANNED_MAX)] = {}
+    approved: tuple[int, bytes] = (0, b"")
 
 
 def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
@@ -57,7 +60,8 @@ def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
         signed = [Signed.parse(one) for one in (kept.genesis, kept.certificate, *kept.statements)]
         banned = {PeerId(peer): since for peer, since in kept.banned.items()}
         invites, key = tuple(kept.invites), _key(path)
-        standing = Standing(me, signed[0], signed[1], time.time, signed[2:], invites, key, banned)
+        held = (signed[2:], invites, key, banned, kept.approved)
+        standing = Standing(me, signed[0], signed[1], time.time, *held)
     except (msgspec.MsgspecError, Untrusted) as exc:
         raise ConfigError(
             f"{path / _FILE} is damaged or not ours ({exc}): restore it, or move it away and join anew"
@@ -66,6 +70,32 @@ def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
     standing.on_change = lambda: _keep(path, standing, contacts)
     standing.renewal()  # a founder that was away for too long lets itself in again
     return standing, contacts
+
+
+def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> None:
+    """Grant `zones` where this machine signs, to itself too. Raises ConfigError for a zone or a peer that
+    cannot be, and where there is no mesh."""
+    if not zones:
+        return
+    try:
+        if standing is None:
+            raise Untrusted("this peer is in no mesh, so it grants nothing: `p2pmesh mesh create` founds one")
+        for zone, peers in zones.items():
+            check_name("a zone", zone)
+            for peer in peers:
+                check_id(peer)
+    except Untrusted as exc:
+        raise ConfigError(f"zones: {exc}") from None
+    standing.policy = {zone: frozenset(map(PeerId, peers)) for zone, peers in zones.items()}
+    standing.renewal()
+
+
+def check_id(peer: str) -> None:
+    """Raise Untrusted where `peer` is no id of a key."""
+    try:
+        public_key_of(peer)
+    except ValueError:
+        raise Untrusted(f"{peer[:80]!r} is no id of a peer: `p2pmesh peers --json` has them") from None
 
 
 def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
@@ -77,6 +107,7 @@ def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
         list(contacts),
         list(standing.invites),
         {str(peer): since for peer, since in standing.roster.banned.items()},
+        standing.approved,
     )
     state.keep(path, _FILE, msgspec.msgpack.encode(kept))
 
@@ -109,7 +140,7 @@ def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
     older = load(path, standing.me)
     if older is not None:
         standing.learn(older[0].statements())  # it was thrown out, perhaps, or others were
-        standing.invites = older[0].invites
+        standing.invites, standing.approved = older[0].invites, older[0].approved
         for peer, since in older[0].roster.banned.items():
             standing.roster.ban_since(peer, since)
     _keep(path, standing, contacts)

@@ -28,6 +28,7 @@ from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
 from p2pmesh.peer.models import Models, open_models
+from p2pmesh.peer.signers import Signers
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.routing import Decision
@@ -269,6 +270,7 @@ class Peer:
             "until": member.until if member else None,
             "outside": why,
             "signs": self._standing.signs,
+            "signers": self.signers.rows(),
             "unkept": self._standing.unkept,
         }
 
@@ -294,6 +296,11 @@ class Peer:
         self._driver.feed(e.Stated(standing.revoke(peer)))
         if standing.unkept:
             raise ConfigError(f"it is out, which this peer will forget when it ends: {standing.unkept}")
+
+    @property
+    def signers(self) -> Signers:
+        """Those who sign for the mesh, and how others do. Raises Untrusted where this peer is in none."""
+        return Signers(self._in_mesh(), lambda statement: self._driver.feed(e.Stated(statement)))
 
     def _in_mesh(self) -> Standing:
         if self._standing is None:
@@ -353,6 +360,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         stack.enter_context(state.locked(directory))
         identity = load_or_create(directory / state.KEY)
         standing, contacts = credentials.load(directory, identity.id) or (None, ())
+        credentials.apply(config.zones, standing)
         if standing is None:
             reach.check_loopback(config.net)
         host = await stack.enter_async_context(

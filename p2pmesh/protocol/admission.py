@@ -45,6 +45,10 @@ class Trust(Protocol):
         """Take what somebody passes on, up to the first that does not hold; return what of it is new, as it
         is to be passed on, and what was wrong with that one, or nothing."""
 
+    def heard(self) -> list[bytes]:
+        """Return what is to be passed on, since this was last asked: what somebody said at the door, or what
+        this peer says by itself."""
+
     def show(self) -> bytes:
         """Return what this peer shows to be let in."""
 
@@ -54,6 +58,9 @@ class Trust(Protocol):
 
     def take(self, granted: bytes) -> None:
         """Take what was granted to this peer. Raises Untrusted where it is nothing of the kind."""
+
+    def granted(self, peer: PeerId) -> bytes:
+        """Return what `peer`, which was let in, is to be given unasked, or nothing."""
 
     def certificate(self) -> bytes:
         """Return what goes with this peer's record, as a proof to all who read that."""
@@ -93,6 +100,8 @@ class Admission:
         """Tell a new neighbour all there is to know: what it missed while it was away."""
         if self._trust is None:
             return
+        if heard := self._trust.heard():
+            self._pass_on(heard, peer)
         if self._trust.outsiders([peer]):  # since it was let in at the door
             self._out.append(Hangup(peer))
         else:
@@ -163,7 +172,10 @@ class Admission:
         if now < self.deadline or self._trust is None:
             return
         self.deadline = now + LOOK_S
-        self.let_go()
+        self._pass_on(self._trust.heard(), None)
+        for peer in sorted(self._links):
+            if granted := self._trust.granted(peer):
+                self._out.append(Send(peer, Granted(granted)))
         if asked := self._trust.renewal():
             self._show(asked)
         self._renewed(self._trust)

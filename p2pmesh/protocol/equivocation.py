@@ -16,7 +16,7 @@ from p2pmesh.protocol.events import Effect, Hangup, Notify, Send
 from p2pmesh.protocol.messages import Evidence
 from p2pmesh.record import PeerId, SignedRecord
 
-_KEPT_MAX = 64
+KEPT_MAX = 64
 """Most evidence kept for those who have not heard of it, of 32 kB at most each. A guess; the bans themselves
 are all kept."""
 _WHY = "has signed two records of one version: it lies, or its key is in other hands too"
@@ -93,7 +93,7 @@ class Equivocation:
             return
         self._out.append(Notify(liar, _WHY))
         self._kept[liar] = evidence
-        if len(self._kept) > _KEPT_MAX:
+        if len(self._kept) > KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         for peer in sorted(self._links):
             if peer != came_from:

@@ -19,9 +19,9 @@ from p2pmesh.protocol.messages import SPENT_MAX, Spending, Spent
 from p2pmesh.record import GENERAL, PeerId
 
 _MINUTE_S = 60.0
-_ASKERS_MAX = 1_024
+ASKERS_MAX = 1_024
 """Most askers, each in each of his zones, that are counted: those that used least are forgotten. A guess."""
-_TOLD_BY_MAX = 128
+TOLD_BY_MAX = 128
 """Most links whose words are remembered: as many as there can be at once, and some that went."""
 _TELL_S = 1.0
 """Least seconds between two reports. A guess: what an asker uses meanwhile he may use beyond his quota."""
@@ -97,7 +97,7 @@ class Quotas:
         account = (asker, zone)
         count = self._own.setdefault(account, _Count(0.0, now))
         count.tokens, count.at = count.value(now) + tokens, now
-        if len(self._own) > _ASKERS_MAX:
+        if len(self._own) > ASKERS_MAX:
             del self._own[min(self._own, key=lambda account: self._own[account].value(now))]
         self._news(self._asks, now)
 
@@ -134,7 +134,7 @@ class Quotas:
             self._asks.add(peer)
             self._news((peer,), now)
         self._told.pop(peer, None)
-        while len(self._told) >= _TOLD_BY_MAX:  # the one that was silent for longest
+        while len(self._told) >= TOLD_BY_MAX:  # the one that was silent for longest
             del self._told[next(iter(self._told))]
         self._told[peer] = {(row.asker, row.zone): row.tokens for row in message.rows}, now
 

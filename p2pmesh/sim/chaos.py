@@ -16,7 +16,7 @@ from random import Random
 
 import click
 
-from p2pmesh.config import Config, Membership, Relay
+from p2pmesh.config import Config, Membership, Quota, Relay
 from p2pmesh.protocol.flight import Phase
 from p2pmesh.query import Resume
 from p2pmesh.record import GENERAL, NOBODY, PeerId
@@ -143,6 +143,10 @@ def _specs(count: int, rng: Random) -> list[Spec]:
     return specs
 
 
+_QUOTA = 1_000
+"""Tokens a minute that each asker of such a world may use: some ask for more."""
+
+
 def _config(peers: int, seed: int) -> Config:
     """Tables so small that they fill; every other world is too large for everybody to be linked, every fourth
     for everybody to be known."""
@@ -153,7 +157,8 @@ def _config(peers: int, seed: int) -> Config:
         links = min(few // 2 + 2, known // 2)
         membership = Membership(members_max=known, links_max=links, links_far=links // 3)
     # Attempts are remembered for longer than a lost way is looked for, or one comes to the same peer again.
-    return Config(membership=membership, relay=Relay(seen_max=64, flights_max=48, waiting_max=12))
+    relay = Relay(seen_max=64, flights_max=48, waiting_max=12)
+    return Config(membership=membership, relay=relay, quota=Quota(tokens_per_minute=_QUOTA))
 
 
 def _storm(world: World, faults: Faults, setting: Setting, rng: Random, story: Story | None) -> None:

@@ -26,8 +26,10 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.equivocation import KEPT_MAX
 from p2pmesh.protocol.holding import HELD_MAX
 from p2pmesh.protocol.machine import Machine
+from p2pmesh.protocol.quotas import ASKERS_MAX, TOLD_BY_MAX
 from p2pmesh.protocol.sealing import CLOSED
 from p2pmesh.protocol.stealing import LOOKED_AT_MAX
 from p2pmesh.query import Chunk, Ended, Hop, Query, QueryId, Resume, Usage
@@ -346,6 +348,10 @@ def _bounds(config: Config) -> tuple[tuple[str, int, Callable[[Machine], Sized]]
         ("breakers", members.members_max, lambda m: m._breakers._table),
         ("answers held for others", HELD_MAX, lambda m: m.backups.holding._held),
         ("answers held elsewhere", relay.flights_max, lambda m: m.backups._mine),
+        ("askers", ASKERS_MAX, lambda m: m._quotas._own),
+        ("links that told of askers", TOLD_BY_MAX, lambda m: m._quotas._told),
+        ("links that want to be told of askers", links, lambda m: m._quotas._asks),
+        ("evidence", KEPT_MAX, lambda m: m._equivocation._kept),
         ("pieces not reckoned with", 0, lambda m: m._local._pieces),
     )
 

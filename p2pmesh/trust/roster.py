@@ -2,24 +2,38 @@
 
 A roster grows only, and forgets no revocation: from whatever order statements come in, or how often, the same
 roster follows, and who was thrown out cannot come back by gossip, nor by being renewed where nobody knew. Who
-signs is said once, by the genesis. Who equivocates is out as well, on evidence that it is told was looked at.
+signs says the genesis, and then each change, which most of those before have signed: one chain, of which the
+first end that was heard of stays. A signer's word counts as long as he is one. Who equivocates is out as
+well, on evidence that it is told was looked at.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from p2pmesh.errors import Untrusted
 from p2pmesh.record import GENERAL, PeerId
-from p2pmesh.trust.statements import Certificate, Genesis, Revocation, Signed
+from p2pmesh.trust.statements import (
+    SIGNERS_MAX,
+    Certificate,
+    Change,
+    Genesis,
+    Quorum,
+    Revocation,
+    Signed,
+    Signer,
+)
 
 LIFE_MAX_S = 7 * 86_400
 """Longest life of a certificate, in seconds: what a peer cut off from every signer has left, and how long one
 that was revoked may get in at one that is cut off, too. A guess: a machine off over a weekend comes back."""
 SKEW_S = 300
 """Seconds by which a clock may be slow: a certificate made just now counts there, too. As Kerberos has it."""
+HISTORY_BYTES_MAX = 12_288
+"""Longest that all changes of signers are together, in bytes: they are shown at the door, too."""
 BANNED_MAX = 1_024
 """Most peers that are out for equivocation: each was let in by a signer once. A guess."""
 REVOKED_MAX = 1_024
@@ -50,29 +64,58 @@ class Roster:
             raise Untrusted("not the beginning of a mesh")
         self.mesh = genesis.digest
         self.name = genesis.statement.name
-        self.quorum = genesis.statement.quorum
-        self.signers = frozenset(map(PeerId, self.quorum.signers))
+        self.changes: list[Signed] = []
+        """The changes of its signers, in order."""
+        self._heads = [(genesis.digest, -math.inf, genesis.statement.quorum)]
+        """Of the genesis and each change: the digest, since when it holds, and who signs from then on."""
         self._revoked: dict[tuple[PeerId, PeerId], Signed] = {}
         """The latest, by signer and peer."""
         self.banned: dict[PeerId, int] = {}
         """Who equivocates, and since when it was in, in Unix seconds: let in later, it is in again."""
 
+    @property
+    def signers(self) -> frozenset[PeerId]:
+        """All who ever signed for it, or will: whose signatures are worth keeping."""
+        return frozenset(PeerId(signer) for _, _, quorum in self._heads for signer in quorum.signers)
+
+    def quorum(self, now: float) -> Quorum:
+        """Return who signs at `now`, in Unix seconds."""
+        return next(quorum for _, since, quorum in reversed(self._heads) if since <= now)
+
+    def from_now_on(self, now: float) -> list[tuple[int, Quorum]]:
+        """Return who signs at `now`, and who will, each with since when in Unix seconds (0: the start)."""
+        heads = [(0 if since == -math.inf else int(since), quorum) for _, since, quorum in self._heads]
+        return heads[max(index for index, (since, _) in enumerate(heads) if since <= now) :]
+
+    @property
+    def last(self) -> Quorum:
+        """Who signs when all changes hold."""
+        return self._heads[-1][2]
+
+    def upcoming(self, now: float) -> Quorum | None:
+        """Return who will sign when all changes hold; None: those who do."""
+        _, since, quorum = self._heads[-1]
+        return quorum if since > now else None
+
     def __iter__(self) -> Iterator[Signed]:
-        """All there is to tell somebody who knows the genesis."""
+        """All there is to tell somebody who knows the genesis, in an order in which it can be taken."""
+        yield from self.changes
         told = {signed.to_bytes(): signed for signed in self._revoked.values()}  # it may be of two signers
         yield from (told[data] for data in sorted(told))
 
     def add(self, signed: Signed) -> bool:
-        """Take a revocation; return whether it told anything new, and there was room for it.
+        """Take a revocation or a change; return whether it told anything new, and there was room for it.
 
-        Raises Untrusted for anything else, what is of another mesh, and what no signer said; the roster is
-        then as it was.
+        Raises Untrusted for anything else, what is of another mesh, what no signer said, and a change that is
+        none of this history; the roster is then as it was.
         """
         said = signed.statement
-        if not isinstance(said, Revocation):
-            raise Untrusted("a roster takes revocations")
+        if not isinstance(said, (Revocation, Change)):
+            raise Untrusted("a roster takes revocations and changes")
         if said.mesh != self.mesh:
             raise Untrusted("it is of another mesh")
+        if isinstance(said, Change):
+            return self._change(said, signed)
         signed = signed.only(self.signers)
         if not signed.signatures:
             raise Untrusted("no signer has said so")
@@ -87,20 +130,54 @@ class Roster:
         self._revoked.update({(signer, PeerId(said.peer)): signed for signer in later})
         return bool(later)
 
-    def check(self, certificate: Signed, peer: PeerId, now: float) -> Member:
-        """Return `peer` as a member by its `certificate` at `now`, in Unix seconds. Raises Untrusted, saying
-        why it is none. Zones that too few have signed are not granted."""
+    def change(self, quorum: Quorum, at: int) -> Signed:
+        """Return the next change, to be signed, by which `quorum` signs from `at` on, in Unix seconds. Raises
+        Untrusted where there cannot be one."""
+        return Signed.of(Change(self.mesh, len(self._heads), self._heads[-1][0], quorum, at))
+
+    def missing(self, change: Signed) -> int:
+        """Return how many must sign `change` yet, so that it holds. Raises Untrusted where it is none, or
+        does not follow on the last one."""
+        said = change.statement
+        if not isinstance(said, Change) or said.mesh != self.mesh:
+            raise Untrusted("no change of this mesh's signers")
+        digest, since, quorum = self._heads[-1]
+        if said.number != len(self._heads) or said.after != digest or said.at < since:
+            raise Untrusted("it does not follow on the last change of signers that is known here")
+        if len({*quorum.signers, *said.quorum.signers}) > SIGNERS_MAX:
+            raise Untrusted(f"those who sign and those who are to sign are more than {SIGNERS_MAX}")
+        if sum(len(one.to_bytes()) for one in (*self.changes, change)) > HISTORY_BYTES_MAX:
+            raise Untrusted("the signers were changed too often: found a new mesh")
+        most = len(quorum.signers) // 2 + 1
+        return max(0, most - len(change.signers(frozenset(map(PeerId, quorum.signers)))))
+
+    def _change(self, said: Change, signed: Signed) -> bool:
+        if said.number < len(self._heads):
+            if signed.digest != self._heads[said.number][0]:
+                raise Untrusted("the signers were changed otherwise: there are two meshes now")
+            return False
+        if missing := self.missing(signed):
+            raise Untrusted(f"{missing} more of those who signed until then must say so")
+        self.changes.append(signed.only(self.signers))
+        self._heads.append((signed.digest, float(said.at), said.quorum))
+        return True
+
+    def check(self, certificate: Signed, peer: PeerId, now: float, quorum: Quorum | None = None) -> Member:
+        """Return `peer` as a member by its `certificate` at `now`, in Unix seconds, or as it will be one when
+        `quorum` signs. Raises Untrusted, saying why it is none. Zones that too few have signed are not
+        granted."""
         said = self._read(certificate, peer)
         if now < said.not_before - SKEW_S:
             raise Untrusted("its certificate is of the future: is a clock wrong?")
         if now >= said.not_after:
             raise Untrusted("its certificate has expired")
-        signed = self._signed(certificate)
-        if said.since <= self.revoked_at(peer):
+        quorum = quorum or self.quorum(now)
+        signed = self._signed(certificate, quorum)
+        if said.since <= self.revoked_at(peer, now):
             raise Untrusted("it was thrown out")
         if said.since <= self.banned.get(peer, -1):
             raise Untrusted(EQUIVOCATES)
-        zones = said.zones if signed >= self.quorum.zoned else ()
+        zones = said.zones if signed >= quorum.zoned else ()
         return Member(peer, frozenset((GENERAL, *zones)), said.not_after)
 
     def _read(self, certificate: Signed, peer: PeerId) -> Certificate:
@@ -113,18 +190,19 @@ class Roster:
             raise Untrusted(f"its certificate lasts longer than {LIFE_MAX_S // 86_400} days")
         return said
 
-    def _signed(self, certificate: Signed) -> int:
-        signed = len(certificate.signers(self.signers))
-        if signed < self.quorum.admit:
-            raise Untrusted(f"{signed} of {self.quorum.admit} signers have let it in")
+    @staticmethod
+    def _signed(certificate: Signed, quorum: Quorum) -> int:
+        signed = len(certificate.signers(frozenset(map(PeerId, quorum.signers))))
+        if signed < quorum.admit:
+            raise Untrusted(f"{signed} of {quorum.admit} signers have let it in")
         return signed
 
-    def ban(self, peer: PeerId, certificates: Collection[Signed]) -> bool:
+    def ban(self, peer: PeerId, certificates: Collection[Signed], now: float) -> bool:
         """Let `peer` in no more by what it was let in by at the time of `certificates`, which may have ended
         since: it equivocates. Return whether that is news, and there was room for it. Raises Untrusted where
-        one of them never let it in; the roster is then as it was."""
+        one of them would not let it in at `now`, had it not ended; the roster is then as it was."""
         for certificate in certificates:
-            self._signed(certificate)
+            self._signed(certificate, self.quorum(now))
         since = max(self._read(certificate, peer).since for certificate in certificates)
         return self.ban_since(peer, since)
 
@@ -135,9 +213,20 @@ class Roster:
         self.banned[peer] = since
         return True
 
-    def revoked_at(self, peer: PeerId) -> int:
-        """Return when, in Unix seconds, `peer` was thrown out the last time; -1: never."""
-        said = [self._revoked.get((signer, peer)) for signer in sorted(self.signers)]
+    def restate(self, quorum: Quorum, key: Signer | None) -> list[bytes]:
+        """Say again with `key`, where it is one of `quorum`, whom those alone have thrown out who will sign
+        no more: their word will not count. Return what is new, to be passed on."""
+        if key is None or key.id not in quorum.signers:
+            return []
+        kept = set(map(PeerId, quorum.signers))
+        told = {signed.body: signed for signed in self._revoked.values()}
+        again = [told[body].signed([key]) for body in sorted(told) if not told[body].signers(kept)]
+        return [signed.only(self.signers).to_bytes() for signed in again if self.add(signed)]
+
+    def revoked_at(self, peer: PeerId, now: float) -> int:
+        """Return when, in Unix seconds, `peer` was thrown out the last time, by those who sign at `now`; -1:
+        never."""
+        said = [self._revoked.get((PeerId(signer), peer)) for signer in self.quorum(now).signers]
         return max((_at(signed) for signed in said if signed is not None), default=-1)
 
 

@@ -8,53 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated
 
 import msgspec
 
 from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
+from p2pmesh.trust.grants import TWO_CHANGES, is_fair, zones_by
+from p2pmesh.trust.papers import Papers, Secret, Welcome, read_shown
 from p2pmesh.trust.roster import EQUIVOCATES, LIFE_MAX_S, SKEW_S, Member, Roster
-from p2pmesh.trust.statements import BYTES_MAX, Certificate, Revocation, Signed, Signer, check_name
-from p2pmesh.trust.tickets import SECRET_BYTES, Invite, Ticket
+from p2pmesh.trust.statements import (
+    Certificate,
+    Quorum,
+    Revocation,
+    Signed,
+    Signer,
+    check_name,
+)
+from p2pmesh.trust.tickets import Invite, Ticket
 
 LIFE_S = LIFE_MAX_S
 """Seconds that a certificate lasts: for so long is in who was thrown out, where nobody has heard of it."""
 ZONED_LIFE_S = 86_400
 """The same of one with zones. A guess: a room whose signer is away for a day."""
-ONE_OUTSIDE = "one is in a mesh and the other in none: it takes a ticket to join (p2pmesh join TICKET)"
-"""Why two do not link, for both to tell."""
 _DRAFT_S = 60.0
 """Seconds for which one draft is offered to the signers: their signatures must be under the same bytes."""
 _ADMITTED_MAX = 4_096
 """Most certificates remembered of those that were let in; as many as there can be connections, and more."""
-
-_Statement = Annotated[bytes, msgspec.Meta(max_length=BYTES_MAX)]
-
-
-class _Papers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=0):
-    """What a member shows."""
-
-    certificate: _Statement
-    draft: _Statement = b""
-    """What it would have signed; empty: nothing."""
-
-
-class _Secret(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """What the holder of a ticket shows."""
-
-    secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
-
-
-class _Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What the holder of a ticket is given."""
-
-    genesis: _Statement
-    certificate: _Statement
-
-
-_shown = msgspec.msgpack.Decoder(_Papers | _Secret)
 
 
 class Standing:
@@ -70,10 +50,10 @@ class Standing:
         invites: tuple[Invite, ...] = (),
         key: Signer | None = None,
         banned: Mapping[PeerId, int] | None = None,
+        approved: tuple[int, bytes] = (0, b""),
     ) -> None:
-        """`clock`: Unix seconds. `key`: of a signer, where this machine has one. `banned`: as
-        in `Roster`. Raises Untrusted for statements that do not belong together; an expired certificate is
-        taken, and shown in vain."""
+        """`clock`: Unix seconds. `key`: of a signer, where this machine has one. Raises Untrusted for what
+        does not belong together; an expired certificate is taken, and shown in vain."""
         self.me = me
         self.genesis = genesis
         self.roster = Roster(genesis)
@@ -84,23 +64,31 @@ class Standing:
         self.own = certificate
         """This peer's certificate."""
         self.invites = invites
+        self.approved = approved
+        """The number of the change of signers that this machine signed last, and its digest."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when there is something new to keep. A MeshError it raises undoes what somebody asked for;
         what the mesh has said holds all the same, and `unkept` says why it may be forgotten."""
         self.unkept = ""
         self.on_renewal: Callable[[], None] = lambda: None
         """Called when this peer has a new certificate, which may grant other zones."""
+        self.policy: Mapping[str, Collection[PeerId]] = {}
+        """Who is to see which zone, where this machine signs; of a zone that is not named tickets decide."""
         self._key = key
         self._clock = clock
         self._admitted: dict[PeerId, Signed] = {}
         self._parsed: dict[bytes, Signed] = {}
         self._draft: Signed | None = None
         self._drafted = -math.inf
+        self._heard: list[bytes] = []
+        """What was learnt at the door, and nobody was told of yet."""
 
     @property
     def signs(self) -> bool:
         """Whether a signer's key is on this machine."""
-        return self._key is not None and self._key.id in self.roster.signers
+        now = self._clock()
+        quorums = (self.roster.quorum(now), self.roster.upcoming(now))
+        return self._key is not None and any(q is not None and self._key.id in q.signers for q in quorums)
 
     def member(self) -> Member:
         """Return this peer as others see it. Raises Untrusted where they do not let it in."""
@@ -122,8 +110,8 @@ class Standing:
     def admit(self, peer: PeerId, shown: bytes) -> bytes:
         """Let in `peer` by its certificate and return nothing; to whoever shows a ticket, return what it is
         for. Raises Untrusted, saying why neither, and MeshError where a ticket's use cannot be kept."""
-        papers = _read(shown)
-        if isinstance(papers, _Secret):
+        papers = read_shown(shown)
+        if isinstance(papers, Secret):
             return self._redeem(peer, papers.secret)
         self._judge(peer, papers)
         return b""
@@ -131,13 +119,20 @@ class Standing:
     def judge(self, peer: PeerId, shown: bytes) -> bytes:
         """Judge `peer`, which was let in, by what it shows now; return its draft with this peer's signature
         under it, where that is to be had, or nothing. Raises Untrusted where it is not let in any more."""
-        papers = _read(shown)
-        if isinstance(papers, _Secret):
+        papers = read_shown(shown)
+        if isinstance(papers, Secret):
             raise Untrusted("a ticket is shown at the door")
         member = self._judge(peer, papers)
-        return self._renewed(member, papers) if papers.draft and self.signs else b""
+        if not (papers.draft and self.signs):
+            return b""
+        return self.granted(peer) or self._renewed(member, papers)
 
-    def _judge(self, peer: PeerId, papers: _Papers) -> Member:
+    def _judge(self, peer: PeerId, papers: Papers) -> Member:
+        if len(papers.changes) > len(self.roster.changes):
+            new, wrong = self.learn(papers.changes)
+            self._heard += new
+            if wrong:
+                raise Untrusted(wrong)
         certificate = Signed.parse(papers.certificate)
         member = self.roster.check(certificate, peer, self._clock())
         self._remember(peer, certificate)
@@ -166,8 +161,8 @@ class Standing:
         return [signed.to_bytes() for signed in self.roster]
 
     def learn(self, statements: Sequence[bytes]) -> tuple[list[bytes], str]:
-        """Take revocations, up to the first that does not hold; return those that are new, as they are to be
-        passed on, and what is wrong with that one, or nothing."""
+        """Take revocations and changes, up to the first that does not hold; return those that are new, as
+        they are to be passed on, and what is wrong with that one, or nothing."""
         new: list[bytes] = []
         wrong = ""
         for statement in statements:
@@ -175,8 +170,8 @@ class Standing:
                 signed = Signed.parse(statement)
                 if self.roster.add(signed):
                     new.append(signed.only(self.roster.signers).to_bytes())
-                    assert isinstance(signed.statement, Revocation)
-                    self._void(PeerId(signed.statement.peer))
+                    if isinstance(signed.statement, Revocation):
+                        self._void(PeerId(signed.statement.peer))
             except Untrusted as error:
                 wrong = str(error)
                 break
@@ -184,10 +179,16 @@ class Standing:
             self._changed()
         return new, wrong
 
+    def heard(self) -> list[bytes]:
+        """Return what was learnt at the door since this was last asked, and what this machine says again as
+        those who said it will sign no more."""
+        heard, self._heard = self._heard, []
+        return heard + self.roster.restate(self.roster.last, self._key)
+
     def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
         """Let in `peer`, which equivocates, no more by `certificates`; return whether that is news. Raises
         Untrusted where they never let it in."""
-        if not self.roster.ban(peer, [Signed.parse(certificate) for certificate in certificates]):
+        if not self.roster.ban(peer, [Signed.parse(one) for one in certificates], self._clock()):
             return False
         self._void(peer)
         self._changed()
@@ -218,11 +219,14 @@ class Standing:
     # -- renewal --------------------------------------------------------------------------------------
 
     def renewal(self) -> bytes:
-        """Return what to show to signers, once the certificate is past half its life; before that nothing."""
+        """Return what to show to signers, once the certificate is past half its life, or the signers will be
+        such as have not signed it; before that nothing."""
+        if given := self.granted(self.me):
+            self.take(given)
         said, now = self._said, self._clock()
         if self.unkept:
             self._changed()
-        if now < (said.not_before + said.not_after) / 2:
+        if now < (said.not_before + said.not_after) / 2 and self._will_hold(self.own, now):
             return b""
         try:
             granted = self.member().zones
@@ -241,7 +245,7 @@ class Standing:
         """Where this peer is not let in any more: one that has the key that suffices was only away for long.
         Any other needs a ticket."""
         said = self._said
-        if self.signs and self.roster.revoked_at(self.me) < said.since:
+        if self.signs and self.roster.revoked_at(self.me, self._clock()) < said.since:
             try:
                 self._show_from_now_on(self.certify(self.me, said.zones, said.since))
             except Untrusted:
@@ -250,47 +254,83 @@ class Standing:
         return b""
 
     def take(self, granted: bytes) -> None:
-        """Take a signature under the draft, which becomes the certificate once there are enough of them.
-        Raises Untrusted for what is no statement; one of an earlier draft is ignored."""
+        """Take a signature under the draft, which becomes the certificate once there are enough of them, or
+        a certificate with other zones; another is ignored. Raises Untrusted for what is no statement."""
         signed = Signed.parse(granted)
         if self._draft is None or signed.body != self._draft.body:
-            return
+            return self._take_unasked(signed)
         # Nobody but signers: others' signatures would make it too long to be read.
         merged = {**dict(self._draft.signatures), **dict(signed.only(self.roster.signers).signatures)}
         self._draft = Signed(self._draft.statement, self._draft.body, tuple(sorted(merged.items())))
         self._complete(self._draft)
+        return None
+
+    def _take_unasked(self, signed: Signed) -> None:
+        """A signer grants other zones than before. What is older than what this peer shows is ignored: it may
+        be played back."""
+        new, now = signed.statement, self._clock()
+        if (
+            isinstance(new, Certificate)
+            and (new.peer, new.since) == (self.me, self._said.since)
+            and new.not_before > self._said.not_before
+            and self._grants_all(signed, now)
+            and self._will_hold(signed, now)
+        ):
+            self._draft = None
+            self._show_from_now_on(signed.only(self.roster.signers))
+
+    def granted(self, peer: PeerId) -> bytes:
+        """Return a certificate for `peer`, this one or one that was let in, by this machine's policy, where
+        that grants it other zones than it shows; nothing otherwise, and where this machine alone cannot."""
+        certificate = self.own if peer == self.me else self._admitted.get(peer)
+        if certificate is None or not self.policy or not self.signs:
+            return b""
+        assert isinstance(certificate.statement, Certificate)
+        said = certificate.statement
+        zones = zones_by(self.policy, peer, said.zones)
+        if set(zones) == set(said.zones):
+            return b""
+        try:
+            self.roster.check(certificate, peer, self._clock())
+            return self.certify(peer, zones, said.since).to_bytes()
+        except Untrusted:
+            return b""
 
     def _complete(self, draft: Signed) -> bool:
-        """Show it from now on, if enough have signed it for all that it is to grant."""
-        try:
-            member = self.roster.check(draft, self.me, self._clock())
-        except Untrusted:
-            return False
-        assert isinstance(draft.statement, Certificate)
-        if not member.zones.issuperset(draft.statement.zones):
+        """Show it from now on, if enough have signed it for all that it is to grant, now and when the signers
+        will have changed."""
+        now = self._clock()
+        if not (self._grants_all(draft, now) and self._will_hold(draft, now)):
             return False
         self._draft = None
         self._show_from_now_on(draft)
         return True
+
+    def _grants_all(self, certificate: Signed, now: float, quorum: Quorum | None = None) -> bool:
+        """Whether `certificate` lets this peer in with all the zones it names."""
+        assert isinstance(certificate.statement, Certificate)
+        try:
+            member = self.roster.check(certificate, self.me, now, quorum)
+        except Untrusted:
+            return False
+        return member.zones.issuperset(certificate.statement.zones)
+
+    def _will_hold(self, certificate: Signed, now: float) -> bool:
+        """Whether `certificate` holds as well when the signers will have changed as is known already."""
+        upcoming = self.roster.upcoming(now)
+        return upcoming is None or self._grants_all(certificate, now, upcoming)
 
     def _show_from_now_on(self, certificate: Signed) -> None:
         self.own = certificate
         self._changed()
         self.on_renewal()
 
-    def _renewed(self, member: Member, papers: _Papers) -> bytes:
+    def _renewed(self, member: Member, papers: Papers) -> bytes:
         """Sign a draft of `member`'s, if it asks for no more than it has. Returns nothing otherwise."""
         signed, now = Signed.parse(papers.draft).only(self.roster.signers), self._clock()
-        new, old = signed.statement, Signed.parse(papers.certificate).statement
+        old = Signed.parse(papers.certificate).statement
         assert isinstance(old, Certificate)
-        if (
-            self._key is None
-            or not isinstance(new, Certificate)
-            or (new.mesh, new.peer, new.since) != (old.mesh, old.peer, old.since)
-            or not member.zones.issuperset(new.zones)
-            or abs(now - new.not_before) > SKEW_S / 2
-            or new.not_after - new.not_before > old.not_after - old.not_before
-        ):
+        if self._key is None or not is_fair(signed.statement, old, member, now):
             return b""
         return signed.signed([self._key]).to_bytes()
 
@@ -336,19 +376,40 @@ class Standing:
         at = math.ceil(self._clock()) + SKEW_S
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
         self.learn([signed.to_bytes()])
-        if self.roster.revoked_at(peer) < at:
+        if self.roster.revoked_at(peer, self._clock()) < at:
             raise Untrusted("there is no room for one more who was thrown out: found a new mesh")
         return signed.to_bytes()
+
+    # -- who signs ------------------------------------------------------------------------------------
+
+    def approve(self, change: Signed, anew: bool = False) -> Signed:
+        """Return `change`, signed by this machine too; where that is enough it holds, and `learn` takes it.
+        Raises Untrusted where this peer is no signer, it does not follow on the last change, or this machine
+        has signed another that does not either: `anew` says that nobody else will sign that one."""
+        if self._key is None or self._key.id not in self.roster.last.signers:
+            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+        self.roster.missing(change)
+        number = len(self.roster.changes) + 1
+        if not anew and self.approved[0] == number and self.approved[1] != change.digest:
+            raise Untrusted(TWO_CHANGES)
+        before, self.approved = self.approved, (number, change.digest)
+        try:
+            self.on_change()
+        except MeshError:
+            self.approved = before
+            raise
+        return change.signed([self._key])
 
     def _check_alone(self, zones: tuple[str, ...]) -> None:
         if not self.signs:
             raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
-        needed = self.roster.quorum.zoned if zones else self.roster.quorum.admit
+        quorum = self.roster.quorum(self._clock())
+        needed = quorum.zoned if zones else quorum.admit
         if needed > 1:
             raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
-        out_until = self.roster.revoked_at(peer)
+        out_until = self.roster.revoked_at(peer, self._clock())
         found, after = tickets.redeem(secret, peer, self.invites, out_until - SKEW_S, self._clock())
         # Since the ticket was given out, not since now: who has not heard of a revocation undoes it not.
         since = max(int(found.made), out_until + 1)
@@ -357,7 +418,9 @@ class Standing:
         certificate = self.certify(peer, found.zones, since)
         if after is not self.invites:
             self._keep_invites(after)  # before it is given: it must not be good again after a crash
-        return msgspec.msgpack.encode(_Welcome(self.genesis.to_bytes(), certificate.to_bytes()))
+        return msgspec.msgpack.encode(
+            Welcome(self.genesis.to_bytes(), certificate.to_bytes(), self._history())
+        )
 
     def _keep_invites(self, invites: tuple[Invite, ...]) -> None:
         before, self.invites = self.invites, invites
@@ -367,49 +430,19 @@ class Standing:
             self.invites = before
             raise
 
-    # ------------------------------------------------------------------------------------------------
-
     @property
     def _said(self) -> Certificate:
         assert isinstance(self.own.statement, Certificate)
         return self.own.statement
 
     def _papers(self, draft: bytes) -> bytes:
-        return msgspec.msgpack.encode(_Papers(self.own.to_bytes(), draft))
+        return msgspec.msgpack.encode(Papers(self.own.to_bytes(), draft, self._history()))
+
+    def _history(self) -> tuple[bytes, ...]:
+        return tuple(change.to_bytes() for change in self.roster.changes)
 
     def _remember(self, peer: PeerId, certificate: Signed) -> None:
         self._admitted.pop(peer, None)
         if len(self._admitted) >= _ADMITTED_MAX:
             del self._admitted[next(iter(self._admitted))]
         self._admitted[peer] = certificate
-
-
-def _read(shown: bytes) -> _Papers | _Secret:
-    """Return what somebody shows. Raises Untrusted where it is nothing of the kind."""
-    if not shown:
-        raise Untrusted(ONE_OUTSIDE)
-    try:
-        papers: _Papers | _Secret = _shown.decode(shown)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise Untrusted("what it shows is no certificate") from None
-    return papers
-
-
-def shown_for(ticket: Ticket) -> bytes:
-    """Return what the holder of `ticket` shows."""
-    return msgspec.msgpack.encode(_Secret(ticket.secret))
-
-
-def welcomed(granted: bytes, ticket: Ticket, me: PeerId, clock: Callable[[], float]) -> Standing:
-    """Return the standing that a peer has by what it was given for `ticket`. Raises Untrusted where that is
-    not the mesh it was invited to, or does not let it in."""
-    try:
-        given = msgspec.msgpack.decode(granted, type=_Welcome)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise Untrusted(f"what was given for the ticket is no certificate: {error}") from None
-    genesis = Signed.parse(given.genesis)
-    if genesis.digest != ticket.mesh:
-        raise Untrusted("what was given for the ticket is of another mesh")
-    standing = Standing(me, genesis, Signed.parse(given.certificate), clock)
-    standing.member()
-    return standing

@@ -24,6 +24,8 @@ SIGNERS_MAX = 16
 """Most signers of a mesh. A guess: a few people, each with a spare key."""
 ZONES_MAX = 15
 """Most zones in one certificate: a record has room for these and the general one."""
+CHANGES_MAX = 32
+"""Most times that the signers of a mesh change: all of it is shown at the door, to who was away meanwhile."""
 NAME_BYTES_MAX = 64
 """Longest name of a mesh or a zone, in bytes of UTF-8."""
 BYTES_MAX = STATEMENT_BYTES_MAX
@@ -80,7 +82,19 @@ class Revocation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     at: _Time
 
 
-Statement: TypeAlias = Genesis | Certificate | Revocation
+class Change(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=3):
+    """Others sign from `at` on. Most of those who signed until then must say so."""
+
+    mesh: _Digest
+    number: Annotated[int, msgspec.Meta(ge=1, le=CHANGES_MAX)]
+    """How many there are with this one."""
+    after: _Digest
+    """The digest of the one before, of the genesis for the first: there is one history."""
+    quorum: Quorum
+    at: _Time
+
+
+Statement: TypeAlias = Genesis | Certificate | Revocation | Change
 _decoder: msgspec.msgpack.Decoder[Statement] = msgspec.msgpack.Decoder(Statement)
 _Signature = tuple[_Peer, Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]]
 _Whole = tuple[bytes, Annotated[tuple[_Signature, ...], msgspec.Meta(max_length=SIGNERS_MAX)]]
@@ -171,7 +185,7 @@ def _read(body: bytes) -> Statement:
     """Return the statement in `body`. Raises Untrusted for what cannot be one, whoever signed it."""
     try:
         statement = _decoder.decode(body)
-        if isinstance(statement, Genesis):
+        if isinstance(statement, (Genesis, Change)):
             _check_quorum(statement.quorum)
         else:
             public_key_of(statement.peer)

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from tests.attacks import insiders, strangers
+from tests.attacks import insiders, outsiders, strangers
 from tests.attacks.ground import Ground, mesh
 from tests.attacks.verdict import Verdict
 
@@ -35,7 +35,7 @@ def attacks(streams: int) -> dict[str, Attack]:
     """Return all of them, by name."""
     named: dict[str, Attack] = {a.__name__: a for a in strangers.ATTACKS}
     named["stream_flood"] = partial(strangers.stream_flood, streams=streams)
-    named.update((a.__name__, a) for a in insiders.ATTACKS)
+    named.update((a.__name__, a) for a in (*insiders.ATTACKS, *outsiders.ATTACKS))
     return named
 
 

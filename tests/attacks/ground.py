@@ -30,8 +30,11 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.record import PeerId
 from p2pmesh.trust.standing import Standing
 from tests.integration.processes import PeerProcess, until
+from tests.integration.test_public import self_signed
 
 ZONE = "hr"
+QUOTA = 200_000
+"""Tokens a minute that one asker may use of the signer's model: several times what the honest ones do."""
 NAMES = ("signer", "hr", "desk")
 HANG_S = 30.0
 """Only a guard: no verdict depends on how long anything takes, but where seconds are named."""
@@ -76,6 +79,16 @@ class Ground:
     def port(self, name: str) -> int:
         """Return the port of its wire."""
         return int(self.address(name).split("/tcp/")[1].partition("/")[0])
+
+    @property
+    def public(self) -> str:
+        """Where others ask the desk, by TLS."""
+        return str(self.peers["desk"].told["public"])
+
+    @property
+    def tls(self) -> Path:
+        """The certificate of that door."""
+        return self._folder / "desk" / "cert.pem"
 
     def http(self, name: str) -> tuple[str, int]:
         """Return where its HTTP is."""
@@ -178,7 +191,13 @@ def _start(folder: Path, name: str, joins: Sequence[str]) -> PeerProcess:
     named = {"signer": "small", "hr": "private"}.get(name, "")
     models = f'{{model = "echo", name = "{named}", engine = "echo", tokens_per_s = 500.0}}' if named else ""
     file = folder / name / "peer.toml"
+    public = ""
+    if name == "desk":
+        self_signed(folder / name)
+        public = 'http.public = "127.0.0.1:0"\nhttp.certificate = "cert.pem"\nhttp.private_key = "key.pem"\n'
+    quota = f"quota.tokens_per_minute = {QUOTA}\n" if name == "signer" else ""
     file.write_text(
+        f"{public}{quota}"
         f'name = "{name}"\nembedder = "none"\nmodels = [{models}]\nhttp.bind = "127.0.0.1:0"\n'
         f"net.join = {json.dumps(list(joins))}\nnet.dial_discovered = false\nhttp.request_timeout_s = 10.0\n"
     )

@@ -19,6 +19,7 @@ import trio
 import trio.lowlevel
 
 from p2pmesh.cli import client
+from p2pmesh.errors import Reason
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.protocol import messages as m
@@ -38,7 +39,7 @@ from p2pmesh.record import (
 )
 from p2pmesh.trust.keys import verify
 from p2pmesh.trust.standing import Standing
-from tests.attacks.ground import ZONE, Ground, Refused, insider, query_id
+from tests.attacks.ground import QUOTA, ZONE, Ground, Refused, insider, query_id
 from tests.attacks.verdict import Verdict
 
 _BUDGET_S = 12_345.678
@@ -363,6 +364,37 @@ async def message_flood(ground: Ground) -> Verdict:
     return Verdict(blocked, f"{sent} messages ({how}), honest queries {honest.answered} of {honest.asked}")
 
 
+async def greedy_asker(ground: Ground) -> Verdict:
+    """Ask for as much as there is, without a pause, until the quota of the one that answers is used up; then
+    in the name of others, and under a new name of one's own."""
+    who, before = Identity.generate(), replace(ground.honest)
+    prompt = "one two " * 2_000
+    asked = _query(who.id, model="small", messages=(Message("user", prompt),), options=Options(max_tokens=1))
+    async with insider(ground, "signer", who) as one:
+
+        def refused() -> list[m.Refuse]:
+            return [h for h in one.heard if isinstance(h, m.Refuse) and h.reason is Reason.QUOTA]
+
+        for _ in range(2 * QUOTA // len(prompt) * 4):
+            one.say(m.Forward(replace(asked, id=QueryId(query_id()))))
+            await trio.sleep(0.01)
+            if refused() or one.ended:
+                break
+        used_up = bool(await one.until(refused, 10.0))
+        said = len(one.heard)
+        for origin in (ground.id("desk"), ground.id("hr"), Identity.generate().id):
+            path = (Hop(origin, "x", ""), Hop(who.id, "mallory", ""))
+            one.say(m.Forward(replace(asked, id=QueryId(query_id()), origin=origin, path=path)))
+        await one.until(lambda: len(refused()) >= 4 or one.ended, 5.0)
+        answers = [type(h).__name__ for h in one.heard[said:] if isinstance(h, (m.Tokens, m.End))]
+        more = len(refused()) - 1
+    served = await ground.until_answered(10)
+    honest = ground.honest.since(before)
+    blocked = used_up and served and more >= 3 and "End" not in answers
+    seen = f"used up: {used_up}; {more} of 3 in other names were refused"
+    return Verdict(blocked, f"{seen}, honest {honest.answered}/{honest.asked}")
+
+
 # -- out ----------------------------------------------------------------------------------------------
 
 
@@ -410,5 +442,6 @@ ATTACKS = (
     spoilt_answers,
     replayed_query,
     message_flood,
+    greedy_asker,
     revoked_certificate,
 )

@@ -28,7 +28,7 @@ from p2pmesh.net.secure import PROTOCOL, Security
 from p2pmesh.peer import credentials
 from p2pmesh.record import PeerId
 from p2pmesh.trust.keys import public_key_of
-from p2pmesh.trust.standing import shown_for
+from p2pmesh.trust.papers import shown_for
 from p2pmesh.trust.tickets import Ticket
 from tests.attacks.ground import FRAME_MAX, HANG_S, Ground, Refused, insider
 from tests.attacks.verdict import Verdict

@@ -100,6 +100,32 @@ def test_two_commands_make_a_mesh_and_one_takes_a_peer_out(tmp_path: Path) -> No
             until(lambda: blaise.alive() >= {"ada", "blaise"})
 
 
+def test_another_machine_signs_from_then_on_and_nobody_is_cut_off(tmp_path: Path) -> None:
+    said("mesh", "create", "lab", "--state", state(tmp_path, "ada"))
+    key = said("mesh", "key", "--state", state(tmp_path, "blaise")).strip()
+    assert said("mesh", "key", "--state", state(tmp_path, "blaise")).strip() == key
+    with running(tmp_path, "ada") as (ada,):
+        for name in ("blaise", "carl"):
+            joins(tmp_path, name, ticket(ada, "--zone", "hr"))
+        with running(tmp_path, "blaise", "carl") as (blaise, carl):
+            until(lambda: all(p.alive() == {"ada", "blaise", "carl"} for p in (ada, blaise, carl)))
+            [before] = carl.status()["mesh"]["signers"]
+            change = ("mesh", "change", "--add", key, "--remove", *before["signers"], "--after", "15s")
+            assert "takes the token" in said(*change, "--url", ada.url, code=1)
+            assert "signs for nobody" in said(*change, "--state", str(carl.state), code=1)
+            said(*change, "--state", str(ada.state))
+            until(lambda: [row["signers"] for row in carl.status()["mesh"]["signers"]] == [[key]])
+            assert not ada.status()["mesh"]["signs"]
+            assert carl.alive() == {"ada", "blaise", "carl"}
+            assert carl.status()["mesh"]["zones"] == ["general", "hr"]
+            assert "signs for nobody" in said("invite", "--state", str(ada.state), code=1)
+            joins(tmp_path, "dora", ticket(blaise))
+            said("revoke", "ada", "--state", str(blaise.state))
+            with running(tmp_path, "dora") as (dora,):
+                until(lambda: dora.alive() == {"blaise", "carl", "dora"})
+            assert "not a change" in said("mesh", "sign", "--yes", "x", "--state", str(blaise.state), code=1)
+
+
 def test_a_peer_of_no_mesh_or_another_stays_outside(tmp_path: Path) -> None:
     for name in ("ada", "other"):
         said("mesh", "create", "lab", "--state", state(tmp_path, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2pmesh.net.identity import Identity
 from p2pmesh.record import PeerId
-from p2pmesh.trust.statements import Certificate, Genesis, Quorum, Revocation, Signed
+from p2pmesh.trust.statements import Certificate, Change, Genesis, Quorum, Revocation, Signed
 
 DAY = 86_400
 NOW = 1_800_000_000
@@ -31,6 +31,19 @@ def certificate(
     life: int = DAY,
 ) -> Signed:
     return Signed.of(Certificate(mesh.digest, peer, zones, since, begins, begins + life), keys)
+
+
+def change(
+    mesh: Signed,
+    before: list[Signed],
+    *keys: Identity,
+    to: tuple[Identity, ...],
+    admit: int = 1,
+    at: int = NOW,
+) -> Signed:
+    """Return the change after those `before` by which `to` sign from `at` on, signed by `keys`."""
+    last = before[-1].digest if before else mesh.digest
+    return Signed.of(Change(mesh.digest, len(before) + 1, last, quorum(*to, admit=admit), at), keys)
 
 
 def revocation(mesh: Signed, *keys: Identity, peer: PeerId = ADA, at: int = NOW) -> Signed:

@@ -21,6 +21,8 @@ class Trust:
         self.out: set[PeerId] = set()
         self.asks = self.grants = b""
         self.own, self.vouched = b"mine", True
+        self.at_the_door: list[bytes] = []
+        self.gifts: dict[PeerId, bytes] = {}
 
     def statements(self) -> Sequence[bytes]:
         return tuple(self.said)
@@ -36,6 +38,10 @@ class Trust:
                 new.append(statement)
         return new, ""
 
+    def heard(self) -> list[bytes]:
+        heard, self.at_the_door = self.at_the_door, []
+        return heard
+
     def show(self) -> bytes:
         return b"me"
 
@@ -47,6 +53,9 @@ class Trust:
     def take(self, granted: bytes) -> None:
         if granted == b"false":
             raise Untrusted("not a statement")
+
+    def granted(self, peer: PeerId) -> bytes:
+        return self.gifts.get(peer, b"")
 
     def certificate(self) -> bytes:
         return self.own
@@ -173,6 +182,26 @@ def test_what_a_signer_renews_itself_is_shown_too() -> None:
     bench.trust.own = b"newer"
     assert sent(bench.wait(LOOK_S), m.Shown) == [m.Shown(b"me")]
     assert bench.machine.gossip.me.certificate == b"newer"
+
+
+def test_what_is_granted_unasked_is_given_until_it_is_shown() -> None:
+    bench = Meshed(A, B)
+    bench.trust.gifts = {A: b"hr"}
+    for _ in range(2):
+        effects = bench.wait(LOOK_S)
+        assert sent(effects, m.Granted, A) == [m.Granted(b"hr")]
+        assert not sent(effects, m.Granted, B)
+    bench.trust.gifts = {}
+    assert not sent(bench.wait(LOOK_S), m.Granted)
+
+
+def test_what_was_learnt_at_the_door_is_passed_on_to_the_others() -> None:
+    """Two were away together, and one came to one of them: the other must hear of it, too."""
+    bench = Meshed(A)
+    bench.trust.at_the_door = [b"x"]
+    effects = bench.handle(e.Connected(B))
+    assert sent(effects, m.Stated, A) == [m.Stated((b"x",))]
+    assert not sent(bench.handle(e.Connected(C)), m.Stated, A)
 
 
 def test_a_record_without_a_certificate_that_vouches_for_it_is_not_taken() -> None:

@@ -11,7 +11,9 @@ import pytest
 from p2pmesh.errors import ConfigError
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import credentials, state
-from p2pmesh.trust.standing import Standing, shown_for, welcomed
+from p2pmesh.trust.papers import shown_for
+from p2pmesh.trust.standing import Standing
+from p2pmesh.trust.welcome import welcomed
 from tests.unit.keyring import ADA, BLAISE
 
 ME = Identity.from_seed(bytes([7]) * 32)
@@ -58,6 +60,33 @@ def test_who_equivocates_stays_out_after_a_restart_and_a_new_ticket(tmp_path: Pa
     assert loaded(tmp_path).roster.banned == one.roster.banned != {}
     credentials.joined(tmp_path, given, ())
     assert loaded(tmp_path).roster.banned == one.roster.banned
+
+
+def test_a_policy_is_applied_to_this_peer_too(tmp_path: Path) -> None:
+    standing = credentials.found(tmp_path, ME, "lab", ())
+    standing._clock = lambda: time.time() + 2
+    credentials.apply({"hr": (ME.id,)}, standing)
+    assert standing.zones() == ("general", "hr")
+    credentials.apply({}, None)
+
+
+@pytest.mark.parametrize(
+    ("zones", "why"),
+    [
+        ({"h r": ()}, "a zone has a name"),
+        ({"hr": ("blaise",)}, "'blaise' is no id"),
+        ({"hr": ("",)}, "no id"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused(
+    tmp_path: Path, zones: dict[str, tuple[str, ...]], why: str
+) -> None:
+    standing = credentials.found(tmp_path, ME, "lab", ())
+    with pytest.raises(ConfigError, match=why):
+        credentials.apply(zones, standing)
+    with pytest.raises(ConfigError, match="in no mesh"):
+        credentials.apply(zones, None)
+    assert not standing.policy
 
 
 def test_who_joins_keeps_where_it_was_let_in_and_signs_nothing(tmp_path: Path) -> None:

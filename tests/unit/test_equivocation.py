@@ -160,7 +160,7 @@ def test_our_own_key_in_other_hands_is_told_of_too() -> None:
 
 
 def test_only_so_much_evidence_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(equivocation, "_KEPT_MAX", 2)
+    monkeypatch.setattr(equivocation, "KEPT_MAX", 2)
     bench = meshed(A)
     for name in "xyz":
         liar = PeerId(name)

@@ -128,8 +128,8 @@ def test_of_a_zone_only_those_hear_who_may_see_it() -> None:
 
 
 def test_only_so_many_are_counted_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "_ASKERS_MAX", 70)
-    monkeypatch.setattr(quotas, "_TOLD_BY_MAX", 2)
+    monkeypatch.setattr(quotas, "ASKERS_MAX", 70)
+    monkeypatch.setattr(quotas, "TOLD_BY_MAX", 2)
     counts, out = table()
     counts.on_spent(B, m.Spent(()), 0.0)
     for number in range(100):

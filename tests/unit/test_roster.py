@@ -71,20 +71,20 @@ def test_who_was_thrown_out_comes_back_only_by_a_later_certificate() -> None:
     assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
     assert not roster.add(revocation(ONE, KEYS[0], at=NOW))
     assert not roster.add(revocation(ONE, KEYS[0], at=NOW - 9))
-    assert roster.revoked_at(ADA) == NOW
+    assert roster.revoked_at(ADA, NOW) == NOW
 
 
 def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
     roster, signed = Roster(ONE), certificate(ONE, KEYS[0])
-    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)))
+    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)), NOW)
     with pytest.raises(Untrusted, match="two records of one version"):
         roster.check(signed, ADA, NOW)
     with pytest.raises(Untrusted, match="two records of one version"):  # a renewal is no pardon
         roster.check(certificate(ONE, KEYS[0], begins=NOW + 60), ADA, NOW + 60)
     assert zones(roster, certificate(ONE, KEYS[0], since=NOW + 1))
     assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
-    assert not roster.ban(ADA, (signed,))
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),))
+    assert not roster.ban(ADA, (signed,), NOW)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),), NOW)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
 def test_only_who_was_let_in_is_banned(signed: Signed) -> None:
     roster = Roster(ONE)
     with pytest.raises(Untrusted):
-        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed))
+        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed), NOW)
     with pytest.raises(Untrusted, match="another peer's"):
-        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),))
+        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),), NOW)
     assert not roster.banned
 
 
 def test_what_has_expired_bans_too() -> None:
     """Its owner will show a renewed one."""
     roster = Roster(ONE)
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),))
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),), NOW)
 
 
 def test_there_is_room_for_so_many_bans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +153,6 @@ def test_a_signer_has_only_so_much_to_say(monkeypatch: pytest.MonkeyPatch) -> No
     for peer in (ADA, BLAISE):
         roster.add(revocation(THREE, KEYS[0], peer=peer))
     assert not roster.add(revocation(THREE, KEYS[0], peer=CARL))
-    assert roster.revoked_at(CARL) == -1
+    assert roster.revoked_at(CARL, NOW) == -1
     assert roster.add(revocation(THREE, KEYS[0], peer=ADA, at=NOW + 1))  # in place of the old one
     assert roster.add(revocation(THREE, KEYS[0], KEYS[1], peer=CARL))  # there is room for the other's

@@ -10,10 +10,12 @@ from p2pmesh.net.identity import Identity
 from p2pmesh.net.link import SHOWN_BYTES_MAX
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import standing as standings
+from p2pmesh.trust.papers import shown_for
 from p2pmesh.trust.roster import SKEW_S
-from p2pmesh.trust.standing import LIFE_S, ZONED_LIFE_S, Standing, shown_for, welcomed
+from p2pmesh.trust.standing import LIFE_S, ZONED_LIFE_S, Standing
 from p2pmesh.trust.statements import Certificate, Signed
 from p2pmesh.trust.tickets import Ticket
+from p2pmesh.trust.welcome import welcomed
 from tests.unit.keyring import (
     ADA,
     BLAISE,
@@ -173,7 +175,7 @@ def test_what_signers_say_holds_although_it_cannot_be_kept(clock: Clock) -> None
     blaise.on_change = full
     assert blaise.learn([revocation(MESH, KEYS[0]).to_bytes()])[0]
     assert blaise.unkept == "the disk is full"
-    assert blaise.roster.revoked_at(ADA) == NOW
+    assert blaise.roster.revoked_at(ADA, NOW) == NOW
     blaise.on_change = lambda: None
     assert blaise.renewal() == b""  # which is asked every few seconds
     assert blaise.unkept == ""
@@ -348,6 +350,62 @@ def test_where_it_takes_two_their_signatures_are_put_together(clock: Clock) -> N
     ada.take(other.judge(ADA, old))  # of a draft that is given up
     ada.take(one.judge(ADA, old))
     assert ada.member().until == NOW + DAY // 2 + DAY
+
+
+def test_zones_are_granted_and_taken_as_a_signer_s_policy_says(clock: Clock) -> None:
+    ada, carl, blaise = member(clock, zones=("lab",)), member(clock, CARL, zones=("hr", "law")), signer(clock)
+    for standing in (ada, carl):
+        blaise.admit(standing.me, standing.show())
+    assert blaise.granted(ADA) == b""
+    blaise.policy = {"hr": {ADA, BLAISE}}
+    clock.now += 1
+    kept: list[str] = []
+    ada.on_renewal = lambda: kept.append("told")
+    for standing in (ada, carl):
+        standing.take(blaise.granted(standing.me))
+        blaise.judge(standing.me, standing.show())
+        assert blaise.granted(standing.me) == b""
+    assert ada.member().zones == {GENERAL, "hr", "lab"}
+    assert carl.member().zones == {GENERAL, "law"}
+    assert kept == ["told"]
+    blaise.renewal()
+    assert blaise.member().zones == {GENERAL, "hr"}
+    clock.now += DAY / 2
+    ada.take(blaise.judge(ADA, ada.renewal()))  # a renewal keeps to it
+    assert ada.member().zones == {GENERAL, "hr", "lab"}
+    blaise.policy = {"hr": set(), "lab": {ADA}}
+    clock.now += 1
+    ada.take(blaise.judge(ADA, ada._papers(ada.certificate())))
+    assert ada.member().zones == {GENERAL, "lab"}
+
+
+def test_nothing_is_granted_to_who_is_not_in_nor_without_a_key_that_suffices(clock: Clock) -> None:
+    ada, blaise = member(clock), signer(clock)
+    blaise.policy = {"hr": {ADA, CARL}}
+    assert blaise.granted(CARL) == b""
+    blaise.admit(ADA, ada.show())
+    assert blaise.granted(ADA)
+    blaise.revoke(ADA)
+    assert blaise.granted(ADA) == b""
+    half = member(clock, mesh=genesis(*KEYS[:2], zoned=2), key=KEYS[0])
+    half.policy = {"hr": {ADA}}
+    assert half.granted(ADA) == b""
+
+
+def test_what_is_given_unasked_is_taken_if_it_is_newer_and_a_signer_s(clock: Clock) -> None:
+    ada = member(clock)
+    for said in (
+        certificate(MESH, KEYS[0], zones=("hr",)),  # no newer
+        certificate(MESH, KEYS[0], zones=("hr",), begins=NOW - 1),
+        certificate(MESH, KEYS[1], zones=("hr",), begins=NOW + 1),  # by nobody who signs
+        certificate(MESH, KEYS[0], peer=CARL, zones=("hr",), begins=NOW + 1),
+        certificate(MESH, KEYS[0], zones=("hr",), begins=NOW + 1, since=NOW + 1),
+        revocation(MESH, KEYS[0], peer=CARL),
+    ):
+        ada.take(said.to_bytes())
+        assert ada.member().zones == {GENERAL}
+    ada.take(certificate(MESH, KEYS[0], zones=("hr",), begins=NOW + 1).to_bytes())
+    assert ada.member().zones == {GENERAL, "hr"}
 
 
 def test_a_peer_that_signs_nothing_renews_nothing(clock: Clock) -> None:

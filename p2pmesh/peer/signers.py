@@ -1,0 +1,126 @@
+"""Who signs for this peer's mesh, and how others come to: what people ask of it, in words they can pass on.
+
+It knows the standing, and tells the machine what is new. Whether a change holds `trust.roster` judges.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from p2pmesh.errors import ConfigError, Untrusted
+from p2pmesh.peer import credentials
+from p2pmesh.trust.standing import Standing
+from p2pmesh.trust.statements import Change, Quorum, Signed
+
+AFTER_S = 600.0
+"""Seconds until a change holds: within them certificates are renewed that would not hold then. A guess."""
+AFTER_MAX_S = 7 * 86_400.0
+"""Longest such time: as long as a certificate lasts."""
+_PREFIX = "p2pmesh-change-"
+
+
+class Proposal(NamedTuple):
+    """A change of signers, as it was signed so far."""
+
+    text: str
+    """A word to be signed on another signer's machine."""
+    missing: int
+    """How many signatures it takes yet; 0: it holds."""
+
+
+class Signers:
+    """The signers of one mesh, as one of its peers knows them."""
+
+    def __init__(self, standing: Standing, tell: Callable[[bytes], None]) -> None:
+        """`tell` passes a statement on to the mesh."""
+        self._standing, self._tell = standing, tell
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return who signs, and who will as far as is known: `signers`, the ids of their keys, how many let
+        in (`admit`) and grant a zone (`zoned`), and `since` when, in Unix seconds (0: from the start)."""
+        return [
+            {"since": since, "signers": list(quorum.signers), "admit": quorum.admit, "zoned": quorum.zoned}
+            for since, quorum in self._standing.roster.from_now_on(time.time())
+        ]
+
+    def change(
+        self,
+        *,
+        add: Sequence[str] = (),
+        remove: Sequence[str] = (),
+        admit: int | None = None,
+        zoned: int | None = None,
+        after_s: float = AFTER_S,
+        anew: bool = False,
+    ) -> Proposal:
+        """Let others sign in `after_s` seconds: keys by their ids. `admit` of them let a peer in, `zoned` let
+        it see a zone; None: as many as before, where there are so many.
+
+        Most of those who sign until then must sign the change; where this machine's signature is enough it
+        holds, and all hear of it. It signs no two that follow on the same one, as there would be two meshes,
+        unless `anew` says that nobody else will sign the other. Raises Untrusted where it is to, where this
+        peer is no signer, or there cannot be such a change, and ConfigError where it could not be written
+        down.
+        """
+        if not 0.0 <= after_s <= AFTER_MAX_S:
+            raise Untrusted(f"a change holds within {AFTER_MAX_S // 86_400:.0f} days, not after {after_s} s")
+        before = self._standing.roster.last
+        if unknown := sorted(set(remove) - set(before.signers)):
+            raise Untrusted(f"{unknown[0][:80]!r} is none of the signers")
+        for signer in add:
+            credentials.check_id(signer)
+        signers = tuple(sorted({*before.signers, *add} - set(remove)))
+        if not signers:
+            raise Untrusted("somebody must sign: nobody would be let in, and no certificate renewed")
+        # As many as before, if there are so many; and who may let in a peer to a zone may let it in.
+        admit = min(before.admit, len(signers)) if admit is None else admit
+        zoned = max(admit, min(before.zoned, len(signers))) if zoned is None else zoned
+        quorum = Quorum(signers, admit, zoned)
+        change = self._standing.roster.change(quorum, int(time.time() + after_s))
+        return self._enact(self._standing.approve(change, anew))
+
+    def sign(self, text: str, *, anew: bool = False) -> Proposal:
+        """Sign a change that was proposed on another machine. Raises as `change` does."""
+        return self._enact(self._standing.approve(parse(text), anew))
+
+    def _enact(self, change: Signed) -> Proposal:
+        missing = self._standing.roster.missing(change)
+        if not missing:
+            new, _ = self._standing.learn([change.to_bytes()])
+            for statement in (*new, *self._standing.heard()):
+                self._tell(statement)
+            if self._standing.unkept:
+                raise ConfigError(f"it holds, and is forgotten when this peer ends: {self._standing.unkept}")
+        return Proposal(_PREFIX + base64.urlsafe_b64encode(change.to_bytes()).decode().rstrip("="), missing)
+
+
+def parse(text: str) -> Signed:
+    """Return the change of signers that `text` is. Raises Untrusted where it is none."""
+    word = text.strip()
+    try:
+        if not word.startswith(_PREFIX):
+            raise ValueError
+        body = word.removeprefix(_PREFIX)
+        data = base64.b64decode(body + "=" * (-len(body) % 4), b"-_", validate=True)
+    except ValueError:
+        raise Untrusted(f"not a change of signers: {word[:40]!r}") from None
+    change = Signed.parse(data)
+    if not isinstance(change.statement, Change):
+        raise Untrusted("it is no change of signers")
+    return change
+
+
+def describe(change: Signed) -> list[str]:
+    """Return what `change` says, a line each, for whoever is to sign it."""
+    said = change.statement
+    assert isinstance(said, Change)
+    quorum = said.quorum
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(said.at))
+    return [
+        f"from {when} on the signers of mesh {said.mesh.hex()[:16]} are:",
+        *(f"  {signer}" for signer in quorum.signers),
+        f"of whom {quorum.admit} let a peer in, and {quorum.zoned} let it see a zone",
+    ]

@@ -1,0 +1,365 @@
+"""Others come to sign for a mesh, by the word of most who sign, and nobody is cut off who could hear."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from p2pmesh.errors import ConfigError, Untrusted
+from p2pmesh.net.identity import Identity
+from p2pmesh.net.link import SHOWN_BYTES_MAX
+from p2pmesh.peer import signers as peer_signers
+from p2pmesh.peer.signers import Signers
+from p2pmesh.record import GENERAL, PeerId
+from p2pmesh.trust import roster as rosters
+from p2pmesh.trust.papers import shown_for
+from p2pmesh.trust.roster import Roster
+from p2pmesh.trust.standing import Standing
+from p2pmesh.trust.statements import Change, Signed
+from p2pmesh.trust.welcome import welcomed
+from tests.unit.keyring import (
+    ADA,
+    BLAISE,
+    CARL,
+    KEYS,
+    NOW,
+    certificate,
+    change,
+    genesis,
+    quorum,
+    revocation,
+)
+from tests.unit.test_standing import Clock, clock, member
+
+__all__ = ["clock"]
+A, B, C, D = KEYS[:4]
+ONE = genesis(A)
+THREE = genesis(A, B, C)
+
+
+# -- the chain --------------------------------------------------------------------------------------
+
+
+def test_who_signs_changes_when_it_says_and_certificates_count_by_who_signs_then() -> None:
+    roster = Roster(ONE)
+    old, new = certificate(ONE, A), certificate(ONE, B)
+    assert roster.add(change(ONE, [], A, to=(B,), at=NOW + 60))
+    assert roster.quorum(NOW).signers == (A.id,)
+    assert roster.upcoming(NOW) == roster.last == quorum(B)
+    assert roster.check(old, ADA, NOW + 59)
+    assert roster.check(new, ADA, NOW + 60)
+    for signed, now in ((new, NOW + 59), (old, NOW + 60)):
+        with pytest.raises(Untrusted, match="0 of 1 signers"):
+            roster.check(signed, ADA, now)
+    assert roster.upcoming(NOW + 60) is None
+
+
+@pytest.mark.parametrize(("keys", "missing"), [((), 2), ((A,), 1), ((D,), 2), ((A, D), 1), ((A, C), 0)])
+def test_most_of_those_who_sign_must_say_so(keys: tuple[Identity, ...], missing: int) -> None:
+    roster, said = Roster(THREE), change(THREE, [], *keys, to=(D,))
+    assert roster.missing(said) == missing
+    if missing:
+        with pytest.raises(Untrusted, match=f"{missing} more of those who signed"):
+            roster.add(said)
+        assert roster.last == quorum(A, B, C)
+    else:
+        assert roster.add(said)
+        assert not roster.add(said)
+        assert [signed.digest for signed in roster] == [said.digest]
+
+
+def test_those_who_come_decide_on_the_next_and_those_who_went_do_not() -> None:
+    roster = Roster(ONE)
+    first = change(ONE, [], A, to=(B, C))
+    roster.add(first)
+    with pytest.raises(Untrusted, match="2 more"):
+        roster.add(change(ONE, [first], A, to=(A,)))
+    with pytest.raises(Untrusted, match="1 more"):
+        roster.add(change(ONE, [first], B, to=(B,)))
+    assert roster.add(change(ONE, [first], B, C, to=(B,)))
+
+
+def test_a_second_history_is_not_believed_whoever_signed_it() -> None:
+    """The key that signed the first was stolen, and signs another first."""
+    roster = Roster(ONE)
+    roster.add(change(ONE, [], A, to=(B,)))
+    with pytest.raises(Untrusted, match="there are two meshes now"):
+        roster.add(change(ONE, [], A, to=(C,)))
+    assert roster.last == quorum(B)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        change(ONE, [change(ONE, [], A, to=(B,))], A, to=(C,)),  # the one before is not known here
+        change(THREE, [], A, B, C, to=(D,)),  # of another mesh
+        Signed.of(Change(ONE.digest, 1, bytes(32), quorum(B), NOW), [A]),
+        Signed.of(Change(ONE.digest, 2, ONE.digest, quorum(B), NOW), [A]),
+    ],
+    ids=["unknown", "another mesh", "after nothing", "miscounted"],
+)
+def test_what_does_not_follow_is_refused(said: Signed) -> None:
+    roster = Roster(ONE)
+    with pytest.raises(Untrusted):
+        roster.add(said)
+    assert not roster.changes
+
+
+def test_a_change_does_not_hold_before_the_one_that_it_follows_on() -> None:
+    roster = Roster(ONE)
+    first = change(ONE, [], A, to=(B,), at=NOW + 60)
+    roster.add(first)
+    with pytest.raises(Untrusted, match="does not follow"):
+        roster.add(change(ONE, [first], B, to=(C,), at=NOW + 59))
+
+
+def test_so_many_sign_at_most_and_so_long_is_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(Identity.from_seed(bytes([n]) * 32) for n in range(50, 66))
+    with pytest.raises(Untrusted, match="more than 16"):
+        Roster(ONE).add(change(ONE, [], A, to=many))
+    assert Roster(ONE).add(change(ONE, [], A, to=(A, *many[:15])))
+    monkeypatch.setattr(rosters, "HISTORY_BYTES_MAX", 400)
+    roster, first = Roster(ONE), change(ONE, [], A, to=(A,))
+    roster.add(first)
+    with pytest.raises(Untrusted, match="changed too often"):
+        roster.add(change(ONE, [first], A, to=(A,)))
+
+
+def test_whom_those_threw_out_who_sign_no_more_is_in_again_unless_the_others_say_so_too() -> None:
+    roster = Roster(genesis(A, B))
+    mesh = genesis(A, B)
+    roster.add(revocation(mesh, A))
+    roster.add(revocation(mesh, B, peer=BLAISE))
+    roster.add(change(mesh, [], A, B, to=(B,), at=NOW + 60))
+    assert roster.revoked_at(ADA, NOW) == NOW
+    assert roster.revoked_at(ADA, NOW + 60) == -1
+    assert roster.revoked_at(BLAISE, NOW + 60) == NOW
+    assert not roster.restate(quorum(B), None)
+    assert not roster.restate(quorum(B), C)
+    [again] = roster.restate(quorum(B), B)
+    assert roster.revoked_at(ADA, NOW + 60) == NOW
+    assert Signed.parse(again).signers([B.id])
+    assert not roster.restate(quorum(B), B)
+
+
+# -- a member of it ---------------------------------------------------------------------------------
+
+
+def signing(clock: Clock, key: Identity, mesh: Signed = ONE, peer: PeerId = BLAISE) -> Standing:
+    return member(clock, peer, mesh=mesh, key=key, by=(A,))
+
+
+def test_before_a_change_holds_certificates_are_renewed_that_would_not_hold_then(clock: Clock) -> None:
+    ada, old, new = member(clock, mesh=ONE, zones=("hr",)), signing(clock, A), signing(clock, B, peer=CARL)
+    said = change(ONE, [], A, to=(B,), at=NOW + 600).to_bytes()
+    assert ada.renewal() == b""
+    for standing in (ada, old, new):
+        assert standing.learn([said]) == ([said], "")
+    assert old.signs
+    assert new.signs
+    asked = ada.renewal()
+    ada.take(old.judge(ADA, asked))
+    assert ada.renewal()  # the one that signs from then on must, too
+    ada.take(new.judge(ADA, asked))
+    assert ada.renewal() == b""
+    clock.now += 600
+    assert ada.member().zones == {GENERAL, "hr"}
+    assert new.admit(ADA, ada.show()) == b""
+    assert not old.signs
+    assert old.renewal() == b""  # it was away from the others
+    with pytest.raises(Untrusted, match="0 of 1 signers"):
+        new.admit(BLAISE, old.show())
+
+
+def test_one_that_only_comes_to_sign_costs_nobody_a_renewal(clock: Clock) -> None:
+    ada = member(clock, mesh=ONE)
+    ada.learn([change(ONE, [], A, to=(A, B), at=NOW + 600).to_bytes()])
+    assert ada.renewal() == b""
+    clock.now += 600
+    assert ada.member()
+
+
+def test_whoever_was_away_learns_at_the_door_who_signs_now(clock: Clock) -> None:
+    ada, blaise = member(clock, mesh=ONE), member(clock, BLAISE, mesh=ONE, by=(A, B))
+    said = change(ONE, [], A, to=(A, B)).to_bytes()
+    blaise.learn([said])
+    carl = member(clock, CARL, mesh=ONE, by=(B,))
+    carl.learn([said])
+    with pytest.raises(Untrusted, match="0 of 1"):
+        ada.admit(CARL, member(clock, CARL, mesh=ONE, by=(B,)).show())
+    assert ada.admit(CARL, carl.show()) == b""
+    assert ada.heard() == [said]
+    assert ada.heard() == []
+    assert len(ada.roster.changes) == 1
+
+
+def test_another_history_is_refused_at_the_door(clock: Clock) -> None:
+    ada, thief = member(clock, mesh=ONE), member(clock, CARL, mesh=ONE)
+    ada.learn([change(ONE, [], A, to=(A, B)).to_bytes()])
+    first = change(ONE, [], A, to=(A,))
+    thief.learn([first.to_bytes(), change(ONE, [first], A, to=(A,), at=NOW + 1).to_bytes()])
+    with pytest.raises(Untrusted, match="two meshes"):
+        ada.admit(CARL, thief.show())
+
+
+def test_who_joins_is_told_how_the_signers_changed(clock: Clock) -> None:
+    first = signing(clock, A)
+    said = change(ONE, [], A, to=(B,))
+    first.learn([said.to_bytes()])
+    second = member(clock, CARL, mesh=ONE, key=B, by=(B,))
+    second.learn([said.to_bytes()])
+    ticket = second.invite(b"s" * 16, (), (), 60.0, 1)
+    ada = welcomed(second.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    assert ada.roster.last == quorum(B)
+    assert second.admit(ADA, ada.show()) == b""
+    with pytest.raises(Untrusted, match="signs for nobody"):
+        first.invite(b"s" * 16, (), (), 60.0, 1)
+
+
+def test_who_goes_on_signing_says_again_whom_the_others_threw_out(clock: Clock) -> None:
+    mesh = genesis(A, B)
+    carl = member(clock, CARL, mesh=mesh, key=B, by=(A, B))
+    carl.learn([revocation(mesh, A).to_bytes()])
+    said = change(mesh, [], A, B, to=(B,)).to_bytes()
+    assert carl.learn([said]) == ([said], "")
+    [again] = carl.heard()
+    assert Signed.parse(again).signers([B.id]) == {B.id}
+    other = member(clock, BLAISE, mesh=mesh, by=(A, B))
+    other.learn([said, again])
+    assert other.roster.revoked_at(ADA, NOW) == NOW
+    carl.learn([revocation(mesh, A, peer=BLAISE).to_bytes()])  # by one who signs until the change holds
+    assert len(carl.heard()) == 1
+    assert carl.heard() == []
+
+
+def test_what_is_shown_fits_a_greeting_however_often_they_changed(clock: Clock) -> None:
+    ada = member(clock, mesh=ONE, zones=tuple(f"zone-{i}" for i in range(15)))
+    before: list[Signed] = []
+    while True:
+        said = change(ONE, before, A, to=tuple(sorted(KEYS, key=lambda key: key.id)), at=NOW)
+        if before:
+            said = change(ONE, before, *KEYS, to=tuple(KEYS), at=NOW)
+        if ada.learn([said.to_bytes()])[1]:
+            break
+        before.append(said)
+    assert len(before) > 5
+    draft = certificate(ONE, *KEYS, zones=tuple("é" * 32 for _ in range(15)))
+    assert len(ada._papers(draft.to_bytes())) <= SHOWN_BYTES_MAX
+
+
+# -- what people ask for ----------------------------------------------------------------------------
+
+
+def room(standing: Standing) -> tuple[Signers, list[bytes]]:
+    told: list[bytes] = []
+    return Signers(standing, told.append), told
+
+
+@pytest.fixture
+def today(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(peer_signers.time, "time", clock)
+    return clock
+
+
+def test_where_one_signs_his_word_is_enough_and_all_hear_of_it(today: Clock) -> None:
+    signers, told = room(signing(today, A))
+    proposal = signers.change(add=[B.id], after_s=60.0)
+    assert proposal.missing == 0
+    assert [Signed.parse(data).statement for data in told] == [peer_signers.parse(proposal.text).statement]
+    both = {"signers": sorted([A.id, B.id]), "admit": 1, "zoned": 1}
+    assert signers.rows() == [
+        {"since": 0, "signers": [A.id], "admit": 1, "zoned": 1},
+        {"since": NOW + 60, **both},
+    ]
+    today.now += 60
+    assert signers.rows() == [{"since": NOW + 60, **both}]
+
+
+def test_where_three_sign_a_second_one_must_say_so_too(today: Clock) -> None:
+    one, told = room(signing(today, A, THREE))
+    two, told_too = room(signing(today, B, THREE, CARL))
+    proposal = one.change(remove=[C.id], admit=2)
+    assert proposal.missing == 1
+    assert one.sign(proposal.text) == proposal
+    assert not told
+    assert two.sign(f" {proposal.text}\n").missing == 0
+    assert len(told_too) == 1
+    lines = "\n".join(peer_signers.describe(peer_signers.parse(proposal.text)))
+    assert A.id in lines
+    assert C.id not in lines
+    assert "of whom 2 let a peer in, and 2" in lines
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"remove": [D.id]}, "none of the signers"),
+        ({"remove": [A.id]}, "somebody must sign"),
+        ({"admit": 2}, "of 1 signers 2 are to admit"),
+        ({"add": ["nobody"]}, "'nobody' is no id"),
+        ({"admit": 0}, "not a statement"),
+        ({"add": [B.id], "after_s": -1.0}, "holds within 7 days"),
+        ({"add": [B.id], "after_s": float("nan")}, "holds within 7 days"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_changes(
+    today: Clock, asked: dict[str, object], why: str
+) -> None:
+    standing = signing(today, A)
+    signers, told = room(standing)
+    with pytest.raises(Untrusted, match=why):
+        signers.change(**asked)  # type: ignore[arg-type]
+    assert not standing.roster.changes
+    assert not told
+
+
+def test_nobody_signs_two_that_follow_on_the_same_one_unawares(today: Clock) -> None:
+    """Two of three, each with one of the others: there were two meshes."""
+    standing = signing(today, A, THREE)
+    signers, _ = room(standing)
+    first = signers.change(add=[D.id])
+    assert signers.sign(first.text) == first
+    with pytest.raises(Untrusted, match="two would make two meshes"):
+        signers.change(remove=[C.id])
+    again, _ = room(Standing(BLAISE, THREE, standing.own, today, key=A, approved=standing.approved))
+    with pytest.raises(Untrusted, match="two would make two meshes"):
+        again.change(remove=[C.id])
+    assert again.change(remove=[C.id], anew=True).missing == 1
+
+
+def test_what_was_signed_is_written_down_before_it_is_given(today: Clock) -> None:
+    standing = signing(today, A)
+
+    def full() -> None:
+        raise ConfigError("no space left")
+
+    standing.on_change = full
+    signers, told = room(standing)
+    with pytest.raises(ConfigError, match="no space"):
+        signers.change(add=[B.id])
+    assert standing.approved == (0, b"")
+    assert not told
+
+
+def test_nobody_signs_a_change_without_a_signer_s_key(today: Clock) -> None:
+    signers, _ = room(member(today, mesh=ONE))
+    with pytest.raises(Untrusted, match="signs for nobody"):
+        signers.change(add=[B.id])
+    signers, _ = room(signing(today, B))
+    with pytest.raises(Untrusted, match="signs for nobody"):
+        signers.sign(room(signing(today, A))[0].change(add=[B.id]).text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "p2pmesh-change-", "p2pmesh-change-!!", "ticket", "p2pmesh-change-AAAA"]
+)
+def test_what_is_no_change_is_not_signed(text: str) -> None:
+    with pytest.raises(Untrusted, match="not a"):
+        peer_signers.parse(text)
+
+
+def test_another_statement_is_no_change() -> None:
+    word = base64.urlsafe_b64encode(revocation(ONE, A).to_bytes()).decode().rstrip("=")
+    with pytest.raises(Untrusted, match="no change"):
+        peer_signers.parse("p2pmesh-change-" + word)
