@@ -10,7 +10,7 @@ import logging
 import math
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -104,6 +104,8 @@ class Guest:
     address: str
     known: bool = False
     """Whether he has shown a key on it."""
+    unwanted: trio.Event = field(default_factory=trio.Event)
+    """Set when another wants his place, as long as he is not known."""
 
 
 class KeysOnly:

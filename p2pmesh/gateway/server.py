@@ -7,7 +7,8 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ async def _serve(app: Starlette, listener: trio.abc.Listener[Any], guests_max: i
 
     async def connection(stream: trio.abc.Stream) -> None:
         guest = Guest(_address(stream) if guests_max else "")
-        if guests_max and not _has_room(guests, guest, guests_max):
+        if guests_max and not make_room(guests, guest.address, guests_max):
             return await trio.aclose_forcefully(stream)
         guests.append(guest)
         try:
@@ -133,7 +134,8 @@ async def _serve(app: Starlette, listener: trio.abc.Listener[Any], guests_max: i
             seen = _log.isEnabledFor(logging.DEBUG)
             _log.warning("an HTTP connection failed and was closed: %r", exc, exc_info=seen)
         finally:
-            guests.remove(guest)
+            if guest in guests:
+                guests.remove(guest)
 
     async with trio.open_nursery() as nursery:
         try:
@@ -149,17 +151,28 @@ def _address(stream: Any) -> str:
     return ""
 
 
-def _has_room(guests: Sequence[Guest], one: Guest, guests_max: int) -> bool:
-    """Whether there is room for one more, who has shown no key yet: such have a quarter of it, and those of
-    one address a quarter of that."""
+def make_room(guests: list[Guest], address: str, guests_max: int) -> bool:
+    """Return whether there is room for one more, from `address`, who has shown no key yet: such have a quarter
+    of it, and those of one address a quarter of that. Where that is taken, the one who has stood there for
+    longest goes: who has a key shows it at once, and nobody can shut the door by standing in it."""
     strangers = [guest for guest in guests if not guest.known]
-    near = sum(guest.address == one.address for guest in strangers)
-    return len(guests) < guests_max and len(strangers) < guests_max // 4 and near < max(1, guests_max // 16)
+    near = [guest for guest in strangers if guest.address == address]
+    if len(near) >= max(1, guests_max // 16):
+        goes = near[0]
+    elif len(strangers) >= max(1, guests_max // 4) or (strangers and len(guests) >= guests_max):
+        most = Counter(guest.address for guest in strangers).most_common(1)[0][0]
+        goes = next(guest for guest in strangers if guest.address == most)
+    else:
+        return len(guests) < guests_max
+    guests.remove(goes)
+    goes.unwanted.set()
+    return True
 
 
 async def _until_known(guest: Guest, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
-    """Close a connection over which no key was shown in time: its place is wanted by others."""
-    await trio.sleep(_KNOWN_S)
+    """Close a connection over which no key was shown in time, or before another wanted its place."""
+    with trio.move_on_after(_KNOWN_S):
+        await guest.unwanted.wait()
     if not guest.known:
         await trio.aclose_forcefully(stream)  # a write to who reads nothing is shielded
         scope.cancel()

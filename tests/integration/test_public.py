@@ -157,6 +157,7 @@ async def test_strangers_have_little_room_and_little_time(
             where = it.url.removeprefix("https://127.0.0.1:")
             silent = [await trio.open_tcp_stream("127.0.0.1", int(where)) for _ in range(12)]
             begun = trio.current_time()
+            assert (await it.chat(key)).status_code == 200  # another connection: the door is not shut
             ended = []
             for stream in silent:
                 async with stream:
