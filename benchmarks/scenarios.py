@@ -195,7 +195,10 @@ async def _until_apart(mesh: Mesh, left: Sequence[str], right: Sequence[str], un
 
 
 PHASE_S = 30.0
-"""Seconds of a phase: some 150 answers, so that a 99th percentile is more than the slowest of them."""
+"""Seconds of a phase: some 65 answers."""
+PHASES = 8
+"""Every second one is calm, and of the others half are stopped and half slow: some 130 answers of each, so
+that a 99th percentile is not the slowest of them."""
 SETTLE_S = 3.0
 """Seconds between two phases, which belong to neither."""
 SLOW = Fault(delay_s=0.1, bytes_per_s=400.0)
@@ -232,7 +235,7 @@ async def stopped(folder: Path, seed: int, history: History) -> dict[str, Any]:
         load = Load(mesh, history, Random(seed))
         names = list(mesh.units)
         async with load.running(4):
-            for number in range(6):
+            for number in range(PHASES):
                 victim = names[1 + number // 2 % (len(names) - 1)]
                 kind = ("stopped", "slow")[number // 2 % 2] if number % 2 else "calm"
                 load.askers = [name for name in names if name != victim]

@@ -152,9 +152,9 @@ def _address(stream: Any) -> str:
 
 
 def make_room(guests: list[Guest], address: str, guests_max: int) -> bool:
-    """Return whether there is room for one more, from `address`, who has shown no key yet: such have a quarter
-    of it, and those of one address a quarter of that. Where that is taken, the one who has stood there for
-    longest goes: who has a key shows it at once, and nobody can shut the door by standing in it."""
+    """Return whether there is room for one more, from `address`, who has shown no key yet: such have a
+    quarter of it, and those of one address a quarter of that. Where that is taken, the one who has stood
+    there for longest goes: who has a key shows it at once, and nobody can shut the door by standing in it."""
     strangers = [guest for guest in guests if not guest.known]
     near = [guest for guest in strangers if guest.address == address]
     if len(near) >= max(1, guests_max // 16):
