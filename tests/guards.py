@@ -93,9 +93,13 @@ WEAKENINGS = (
     ),
     Weakening(
         "trust/roster.py",
-        "self._signed(certificate, self.quorum(now))\n        since",
-        "pass\n        since",
+        "if all(len(certificate.signers(_ids(q))) < q.admit for _, _, q in self._heads):",
+        "if False:",
         "roster standing",
+    ),
+    Weakening("trust/roster.py", "if said.at > now + AHEAD_MAX_S:", "if False:", "signers"),
+    Weakening(
+        "trust/roster.py", "signed = signed.only(self.signers(now))\n        counts", "counts", "signers"
     ),
     Weakening("protocol/equivocation.py", "if one.mark == other.mark:", "if False:", "equivocation"),
     Weakening(
@@ -123,7 +127,12 @@ WEAKENINGS = (
         "zones = said.zones",
         "roster",
     ),
-    Weakening("trust/roster.py", "if not signed.signatures:", "if False:", "roster standing"),
+    Weakening(
+        "trust/roster.py",
+        "if not signed.signers(_ids(*(quorum for _, _, quorum in self._heads))):",
+        "if False:",
+        "roster standing",
+    ),
     Weakening("trust/standing.py", "return granted.issuperset(zones)", "return True", "standing"),
     Weakening(
         "trust/grants.py",
@@ -152,7 +161,7 @@ WEAKENINGS = (
         "if said.number != len(self._heads):",
         "signers",
     ),
-    Weakening("trust/roster.py", "most = len(quorum.signers) // 2 + 1", "most = 1", "signers"),
+    Weakening("trust/roster.py", "return len(quorum.signers) // 2 + 1", "return 1", "signers"),
     Weakening("trust/roster.py", "if signed.digest != self._heads[said.number][0]:", "if False:", "signers"),
     Weakening(
         "trust/roster.py",
@@ -266,17 +275,23 @@ WEAKENINGS = (
     # who is charged
     Weakening(
         "protocol/serving.py",
-        "sure = origin == upstream or flight.closes or self._origins.proven(flight.query)",
+        "sure = flight.closes or (life is not None and self._origins.proven(flight.query, life))",
         "sure = True",
         "quotas",
     ),
     Weakening(
         "protocol/serving.py",
-        "sure = origin == upstream or flight.closes or self._origins.proven(flight.query)",
+        "sure = flight.closes or (life is not None and self._origins.proven(flight.query, life))",
         "sure = False",
         "quotas",
     ),
     Weakening("protocol/serving.py", "if wait_s:", "if False:", "quotas"),
+    Weakening(
+        "protocol/serving.py",
+        "if origin == upstream or not self._quotas.knows(origin, flight.query.zone):",
+        "if origin == upstream:",
+        "quotas",
+    ),
     Weakening("protocol/quotas.py", "if used > limit else 0.0", "if used < limit else 0.0", "quotas"),
     Weakening("protocol/quotas.py", "if a[1] == GENERAL or self._may_see(peer, a[1])", "", "quotas"),
     # what comes from outside

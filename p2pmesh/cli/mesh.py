@@ -94,9 +94,7 @@ def key(state: str) -> None:
 @mesh.command()
 @click.option("--add", multiple=True, metavar="ID", help="A key that signs too (`p2pmesh mesh key`).")
 @click.option("--remove", multiple=True, metavar="ID", help="One that signs no more.")
-@click.option("--admit", type=int, help="How many signers let a peer in.  [default: as before]")
-@click.option("--zoned", type=int, help="How many let a peer see a zone.  [default: as before]")
-@click.option("--after", type=Span(), default="10m", show_default=True, help="When it holds.")
+@click.option("--after", type=Span(), help="When it holds.  [default: 10m; where somebody goes, 1d]")
 @_ANEW
 @_URL
 @_STATE
@@ -104,9 +102,7 @@ def key(state: str) -> None:
 def change(
     add: tuple[str, ...],
     remove: tuple[str, ...],
-    admit: int | None,
-    zoned: int | None,
-    after: float,
+    after: float | None,
     anew: bool,
     url: str | None,
     state: str,
@@ -114,22 +110,25 @@ def change(
 ) -> None:
     """Let others sign for the mesh. Most of those who sign must say so: `p2pmesh mesh sign CHANGE`.
 
-    Until it holds, certificates are renewed that would not hold then. Who is away meanwhile, and whose
-    certificate only those have signed who sign no more, needs a new ticket. With --after 0s a key that was
-    stolen is out at once, and so is everybody whom it alone has let in.
+    Until it holds, certificates are renewed that would not hold then, of peers that are linked to one who
+    stays. Who is not meanwhile, and whose certificate only those have signed who sign no more, needs a new
+    ticket. With --after 0s a stolen key is out at once, and so is everybody whom it alone has let in.
     """
-    body = {"add": add, "remove": remove, "admit": admit, "zoned": zoned, "after_s": after, "anew": anew}
+    body = {"add": add, "remove": remove, "after_s": after, "anew": anew}
     _told(_call(url, state, "signers", body), as_json)
 
 
 @mesh.command()
 @click.argument("change")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--at-once", is_flag=True, help="Although nobody can have his certificate renewed before.")
 @_ANEW
 @_URL
 @_STATE
 @_JSON
-def sign(change: str, yes: bool, anew: bool, url: str | None, state: str, as_json: bool) -> None:
+def sign(
+    change: str, yes: bool, at_once: bool, anew: bool, url: str | None, state: str, as_json: bool
+) -> None:
     """Sign CHANGE, which was proposed on another signer's machine, on this one."""
     from p2pmesh.errors import MeshError
     from p2pmesh.peer import signers
@@ -142,7 +141,7 @@ def sign(change: str, yes: bool, anew: bool, url: str | None, state: str, as_jso
         click.echo(line, err=True)
     if not yes:
         click.confirm("sign it?", abort=True, err=True)
-    _told(_call(url, state, "sign", {"change": change, "anew": anew}), as_json)
+    _told(_call(url, state, "sign", {"change": change, "anew": anew, "at_once": at_once}), as_json)
 
 
 def _told(told: dict[str, Any], as_json: bool) -> None:

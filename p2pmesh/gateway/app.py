@@ -30,7 +30,6 @@ from p2pmesh.gateway import chat, openai
 from p2pmesh.gateway.chat import ChatReply
 from p2pmesh.gateway.keys import Allowance, Key, Keys
 from p2pmesh.peer.peer import TICKET_LIFE_S, Member, Peer
-from p2pmesh.peer.signers import AFTER_S
 from p2pmesh.query import AUTO, QueryId
 from p2pmesh.record import GENERAL, PeerId
 
@@ -68,15 +67,14 @@ class _Revoke(msgspec.Struct):
 class _Signers(msgspec.Struct):
     add: list[str] = []
     remove: list[str] = []
-    admit: int | None = None
-    zoned: int | None = None
-    after_s: float = AFTER_S
+    after_s: float | None = None
     anew: bool = False
 
 
 class _Sign(msgspec.Struct):
     change: str
     anew: bool = False
+    at_once: bool = False
 
 
 class OwnHostOnly:
@@ -384,7 +382,7 @@ class _Door:
         """Sign a change of signers."""
         self._check_token(request)
         said = await self._read(request, _Sign)
-        proposal = self._peer.signers.sign(said.change, anew=said.anew)
+        proposal = self._peer.signers.sign(said.change, anew=said.anew, at_once=said.at_once)
         return JSONResponse({"change": proposal.text, "missing": proposal.missing})
 
     def _check_token(self, request: Request) -> None:

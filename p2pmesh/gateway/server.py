@@ -126,7 +126,7 @@ async def _serve(app: Starlette, listener: trio.abc.Listener[Any], guests_max: i
         try:
             async with trio.open_nursery() as nursery:
                 if guests_max:
-                    nursery.start_soon(_until_known, guest, stream, nursery.cancel_scope)
+                    nursery.start_soon(_until_known, guest, guests, stream, nursery.cancel_scope)
                 its = ConnectionState(LifespanState({"guest": guest}))
                 await TCPServer(wrapped, config, context, its, stream)  # type: ignore[arg-type]
                 nursery.cancel_scope.cancel()
@@ -169,11 +169,16 @@ def make_room(guests: list[Guest], address: str, guests_max: int) -> bool:
     return True
 
 
-async def _until_known(guest: Guest, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+async def _until_known(
+    guest: Guest, guests: list[Guest], stream: trio.abc.Stream, scope: trio.CancelScope
+) -> None:
     """Close a connection over which no key was shown in time, or before another wanted its place."""
     with trio.move_on_after(_KNOWN_S):
         await guest.unwanted.wait()
-    if not guest.known:
+    if guest.known:
+        if guest not in guests:  # it was shown just in time
+            guests.append(guest)
+    else:
         await trio.aclose_forcefully(stream)  # a write to who reads nothing is shielded
         scope.cancel()
 

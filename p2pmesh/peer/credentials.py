@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from p2pmesh.record import PeerId
 from p2pmesh.trust.keys import public_key_of
 from p2pmesh.trust.roster import BANNED_MAX
 from p2pmesh.trust.standing import Standing
-from p2pmesh.trust.statements import Genesis, Quorum, Signed, check_name
+from p2pmesh.trust.statements import ZONES_MAX, Genesis, Quorum, Signed, check_name
 from p2pmesh.trust.tickets import OPEN_MAX, Invite
 
 SIGNER_KEY = "signer.key"
@@ -80,6 +81,11 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
     try:
         if standing is None:
             raise Untrusted("this peer is in no mesh, so it grants nothing: `p2pmesh mesh create` founds one")
+        many = Counter(peer for peers in zones.values() for peer in set(peers)).most_common(1)
+        if many and many[0][1] > ZONES_MAX:
+            raise Untrusted(
+                f"a certificate has room for {ZONES_MAX} zones, and {many[0][0]!r} is to see {many[0][1]}"
+            )
         for zone, peers in zones.items():
             check_name("a zone", zone)
             for peer in peers:

@@ -16,7 +16,12 @@ from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.statements import Change, Quorum, Signed
 
 AFTER_S = 600.0
-"""Seconds until a change holds: within them certificates are renewed that would not hold then. A guess."""
+"""Seconds until a change holds that takes nobody away: certificates go on as they are. A guess."""
+AFTER_REMOVAL_S = 86_400.0
+"""The same of one that does: certificates that only he has signed are renewed meanwhile, of peers that come
+to be linked to one who stays. A guess."""
+SOON_S = 60.0
+"""Seconds within which that cannot be waited for."""
 AFTER_MAX_S = 7 * 86_400.0
 """Longest such time: as long as a certificate lasts."""
 _PREFIX = "p2pmesh-change-"
@@ -51,13 +56,10 @@ class Signers:
         *,
         add: Sequence[str] = (),
         remove: Sequence[str] = (),
-        admit: int | None = None,
-        zoned: int | None = None,
-        after_s: float = AFTER_S,
+        after_s: float | None = None,
         anew: bool = False,
     ) -> Proposal:
-        """Let others sign in `after_s` seconds: keys by their ids. `admit` of them let a peer in, `zoned` let
-        it see a zone; None: as many as before, where there are so many.
+        """Let others sign in `after_s` seconds (None: `AFTER_S`, or `AFTER_REMOVAL_S`): keys by their ids.
 
         Most of those who sign until then must sign the change; where this machine's signature is enough it
         holds, and all hear of it. It signs no two that follow on the same one, as there would be two meshes,
@@ -65,6 +67,8 @@ class Signers:
         peer is no signer, or there cannot be such a change, and ConfigError where it could not be written
         down.
         """
+        if after_s is None:
+            after_s = AFTER_REMOVAL_S if remove else AFTER_S
         if not 0.0 <= after_s <= AFTER_MAX_S:
             raise Untrusted(f"a change holds within {AFTER_MAX_S // 86_400:.0f} days, not after {after_s} s")
         before = self._standing.roster.last
@@ -73,18 +77,25 @@ class Signers:
         for signer in add:
             credentials.check_id(signer)
         signers = tuple(sorted({*before.signers, *add} - set(remove)))
-        if not signers:
-            raise Untrusted("somebody must sign: nobody would be let in, and no certificate renewed")
-        # As many as before, if there are so many; and who may let in a peer to a zone may let it in.
-        admit = min(before.admit, len(signers)) if admit is None else admit
-        zoned = max(admit, min(before.zoned, len(signers))) if zoned is None else zoned
-        quorum = Quorum(signers, admit, zoned)
+        if len(signers) < before.zoned:
+            raise Untrusted(f"it takes {before.zoned} signers, and there would be {len(signers)}")
+        quorum = Quorum(signers, before.admit, before.zoned)
         change = self._standing.roster.change(quorum, int(time.time() + after_s))
         return self._enact(self._standing.approve(change, anew))
 
-    def sign(self, text: str, *, anew: bool = False) -> Proposal:
-        """Sign a change that was proposed on another machine. Raises as `change` does."""
-        return self._enact(self._standing.approve(parse(text), anew))
+    def sign(self, text: str, *, anew: bool = False, at_once: bool = False) -> Proposal:
+        """Sign a change that was proposed on another machine. Raises as `change` does, and Untrusted where it
+        would hold before anybody could have his certificate renewed, unless `at_once` says that it is to."""
+        change = parse(text)
+        assert isinstance(change.statement, Change)
+        left_s = change.statement.at - time.time()
+        gone = set(self._standing.roster.last.signers) - set(change.statement.quorum.signers)
+        if gone and left_s < SOON_S and not at_once:
+            raise Untrusted(
+                f"it holds in {max(0.0, left_s):.0f} s, and certificates that only those have signed who go "
+                "end then: --at-once signs it all the same; or propose it anew"
+            )
+        return self._enact(self._standing.approve(change, anew))
 
     def _enact(self, change: Signed) -> Proposal:
         missing = self._standing.roster.missing(change)

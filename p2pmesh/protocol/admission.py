@@ -140,8 +140,8 @@ class Admission:
         new, wrong = trust.learn(message.statements)
         if wrong:
             self._let_go_for(peer, f"passes on what does not hold: {wrong}")
-        if new:
-            self._pass_on(new, peer)
+        if new:  # what was learnt at the door comes first: what is new may rest on it
+            self._pass_on([*trust.heard(), *new], peer)
 
     def _on_shown(self, trust: Trust, peer: PeerId, message: Shown) -> None:
         """A neighbour has something newer to show, or wants it renewed."""
@@ -188,10 +188,10 @@ class Admission:
             self._republish()
 
     def _pass_on(self, statements: list[bytes], came_from: PeerId | None) -> None:
-        self.let_go()
-        for peer in sorted(self._links):
+        for peer in sorted(self._links):  # those as well who are let go for it: they are to know why
             if peer != came_from:
                 self._tell(peer, statements)
+        self.let_go()
 
     def _let_go_for(self, peer: PeerId, why: str) -> None:
         self._out.append(Notify(peer, why))

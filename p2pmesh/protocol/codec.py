@@ -447,5 +447,5 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
         m.Shown: f.struct(m.Shown, f.binary(_SHOWN_BYTES_MAX)),
         m.Granted: f.struct(m.Granted, f.binary(_SHOWN_BYTES_MAX)),
         m.Evidence: f.struct(m.Evidence, signed, signed),
-        m.Spent: f.struct(m.Spent, f.many(spending, m.SPENT_MAX)),
+        m.Spent: f.struct(m.Spent, f.many(spending, m.SPENT_MAX), f.boolean()),
     }

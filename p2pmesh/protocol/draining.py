@@ -79,7 +79,7 @@ class Draining:
             found = chosen and self._compare(query, chosen.peer, before, now)
             if not found:
                 if flight.closes and before.finish_s(job.work_s) > self._drain_s:
-                    self._give_back(query)
+                    self._give_back(query, now)
                 continue
             there, gain_s = found
             if there.time_s <= budget_s and (gain_s > 0.0 or there.time_s + gain_s > self._drain_s):
@@ -98,11 +98,11 @@ class Draining:
         if flight.upstream is None:
             self._relay.hand_over(query.id, there, f"to {there.name}: this peer goes", now)
             return
-        self._give_back(query)
+        self._give_back(query, now)
 
-    def _give_back(self, query: Query) -> None:
+    def _give_back(self, query: Query, now: float) -> None:
         """Whoever sent it finds the way by himself, and it does not lead through here."""
         flight = self._relay.flights.get(query.id)
         assert flight is not None, "what waits here has a flight"
-        self._local.finished(query.id)
+        self._relay.serving.give_up(flight, now)
         self._relay.flights.end_badly(flight, Reason.OVERLOADED, "this peer is about to go", 1.0)

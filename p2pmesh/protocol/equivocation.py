@@ -53,15 +53,19 @@ class Equivocation:
 
     def received(self, peer: PeerId, evidence: Evidence) -> None:
         """`peer` passes on what somebody found, and cannot have it otherwise than from one who did."""
-        self._told.add((peer, evidence.first.record.id))
         if self._trust is None or self._kept.get(evidence.first.record.id) == evidence:
             return
         try:
             self._check(evidence)
-            self._ban(self._trust, evidence, peer)
         except Untrusted as exc:
             self._out.append(Notify(peer, f"passes on evidence that proves nothing: {exc}"))
             self._out.append(Hangup(peer))
+            return
+        self._told.add((peer, evidence.first.record.id))
+        try:
+            self._ban(self._trust, evidence, peer)
+        except Untrusted as exc:  # which says nothing of who passes it on: he may know more signers
+            self._out.append(Notify(evidence.first.record.id, f"{_WHY}; {exc}"))
 
     def told(self, peer: PeerId, about: PeerId) -> None:
         """`peer` tells of one that is out: it has not heard, perhaps."""

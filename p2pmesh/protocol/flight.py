@@ -98,8 +98,15 @@ class Flight:
     """Whether it went on elsewhere because it came too slowly: that is done once."""
     asker: PeerId | None = None
     """Who is charged for it here; None: nobody, it was asked here or is answered elsewhere."""
+    charged: bool = False
+    """Whether he was found to have enough of his quota left."""
     reserved: int = 0
-    """Tokens that he was charged for and that are not written yet."""
+    """Tokens that he was charged for at `reserved_at`: what it is expected to take."""
+    reserved_at: float = 0.0
+    foreseen: int = 0
+    """Those of them that are of its answer."""
+    wrote: int = 0
+    """Tokens that were written for it here."""
     crashes: int = 0
     """Models that crashed over it."""
     placed: bool = False

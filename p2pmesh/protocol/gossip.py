@@ -348,7 +348,8 @@ class Gossip:
             self.rejected += 1
             self._out.append(Notify(peer, "holds a record of ours that nothing beats: our key was misused"))
         elif self.me.record.version < version:
-            self._publish(self.me.record, version, now)
+            # Of a later epoch: that life may have said more than has come here, and never two of one version.
+            self._publish(self.me.record, Version(version.epoch + 1, 0), now)
 
     # -- time -----------------------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ class Machine:
         sending = (planning.plan, self._sent, self._reach, planning.hopes, self._can_embed, self._late_s)
         keys = (config.limits, self.codec, sealer, self._key_of, self._sealed_anew)
         self._sealing = Sealing(me, *keys, now)
-        proofs = (self._sealing, Receipts(me, self.codec, signer), Origins(self.codec, signer))
+        origins = Origins(self.codec, signer)
+        proofs = (self._sealing, Receipts(me, self.codec, signer), origins, self._life_of)
         asking = (*proofs, *sending, self.backups.deliver, self._answered)
         self._quotas = Quotas(config, links, self._may_see, self._out)
         self.relay = Relay(me, name, config, self._local, self._quotas, breakers, *asking, self._out)
@@ -335,6 +336,11 @@ class Machine:
     def _may_see(self, peer: PeerId, zone: str) -> bool:
         signed = self.gossip.me if peer == self.me else self.gossip.records.get(peer)
         return self._admission.may_see(signed, zone)
+
+    def _life_of(self, peer: PeerId) -> int | None:
+        """Return the epoch of the life that `peer` is known to be in; None: it is not known."""
+        signed = self.gossip.me if peer == self.me else self.gossip.records.get(peer)
+        return None if signed is None else signed.record.version.epoch
 
     def _flight(self, query_id: QueryId) -> Flight | None:
         return self.relay.flights.get(query_id)

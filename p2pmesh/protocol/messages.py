@@ -147,10 +147,11 @@ class Spending:
 
 @dataclass(frozen=True)
 class Spent:
-    """What was used at me of late, by those who used most. Whoever says so has quotas to keep, and is told
-    likewise."""
+    """What was used at me of late, by those who used most."""
 
     rows: tuple[Spending, ...]
+    asks: bool = True
+    """Whether I have quotas to keep, and want to be told likewise."""
 
 
 SPENT_MAX = 64

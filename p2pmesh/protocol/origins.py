@@ -1,8 +1,8 @@
 """Who asked: an open query is signed by its origin, and nobody is charged for what others ask in his name.
 
-What is signed is what the asker said, and in which attempt; not the way, which each on it changes. One of a
-zone needs none of it: it is sealed, and its origin's signature is inside (`trust.sealing`). It knows queries
-and the signer that it is given.
+What is signed is what the asker said, in which attempt, and in which life of its peer; not the way, which
+each on it changes. One of a zone needs none of it: it is sealed, and its origin's signature is inside
+(`trust.sealing`). It knows queries and the signer that it is given.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ class Origins:
     def __init__(self, codec: Codec, signer: Signer) -> None:
         self._codec, self._signer = codec, signer
 
-    def signed(self, query: Query) -> Query:
-        """Return `query`, which was asked here, signed."""
-        return replace(query, signature=self._signer.sign(self._body(query)))
+    def signed(self, query: Query, epoch: int) -> Query:
+        """Return `query`, which was asked here in the life of that `epoch`, signed."""
+        return replace(query, signature=self._signer.sign(self._body(query, epoch)))
 
-    def proven(self, query: Query) -> bool:
-        """Return whether it was asked where it says."""
-        return self._signer.verify(query.origin, self._body(query), query.signature)
+    def proven(self, query: Query, epoch: int) -> bool:
+        """Return whether it was asked where it says, in the life of that `epoch`: one of an earlier life is
+        played back."""
+        return self._signer.verify(query.origin, self._body(query, epoch), query.signature)
 
-    def _body(self, query: Query) -> bytes:
+    def _body(self, query: Query, epoch: int) -> bytes:
         # As the wire has it, so that 0 and 0.0 are one.
         said = Query(
             query.id,
@@ -44,4 +45,5 @@ class Origins:
             attempt=query.attempt,
             accepted=query.accepted,
         )
-        return _DOMAIN + hashlib.sha256(self._codec.encode(Forward(said))).digest()
+        asked = hashlib.sha256(self._codec.encode(Forward(said))).digest()
+        return _DOMAIN + epoch.to_bytes(8, "big") + asked

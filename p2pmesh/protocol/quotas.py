@@ -23,6 +23,9 @@ ASKERS_MAX = 1_024
 """Most askers, each in each of his zones, that are counted: those that used least are forgotten. A guess."""
 TOLD_BY_MAX = 128
 """Most links whose words are remembered: as many as there can be at once, and some that went."""
+_BELIEVED = 0.5
+"""Times a quota that one link's word counts for at most: nobody alone can say that another has used up his.
+So who asks of several may get half as much again. A guess."""
 _TELL_S = 1.0
 """Least seconds between two reports. A guess: what an asker uses meanwhile he may use beyond his quota."""
 _NOTHING = 0.5
@@ -61,7 +64,7 @@ class Quotas:
         self._told: dict[PeerId, tuple[dict[_Account, float], float]] = {}
         """What each link said last, and when."""
         self._asks: set[PeerId] = set()
-        """Links that want to be told: they have quotas to keep."""
+        """Links that want to be told, as they have quotas to keep."""
         self._changed: set[PeerId] = set()
         """Those of them to whom there is something new to tell."""
         self._tell_at = math.inf
@@ -82,8 +85,10 @@ class Quotas:
         account = (asker, zone)
         own = self._own.get(account)
         total = 0.0 if own is None else own.value(now)
+        most = _BELIEVED * self.limit(zone)
         for rows, at in self._told.values():
-            total += rows.get(account, 0.0) * math.exp((at - now) / _MINUTE_S)
+            said = _Count(rows.get(account, 0.0), at).value(now)
+            total += min(said, most) if most else said
         return total
 
     def wait_s(self, asker: PeerId, zone: str, now: float, slack: float = 1.0) -> float:
@@ -101,11 +106,15 @@ class Quotas:
             del self._own[min(self._own, key=lambda account: self._own[account].value(now))]
         self._news(self._asks, now)
 
-    def refund(self, asker: PeerId, zone: str, tokens: int) -> None:
-        """Of what `asker` was charged for, `tokens` were not used after all."""
+    def refund(self, asker: PeerId, zone: str, tokens: int, since: float) -> None:
+        """`tokens` that `asker` was charged for at `since` are not to count, or what is left of them."""
         count = self._own.get((asker, zone))
         if count is not None:
-            count.tokens = max(0.0, count.tokens - tokens)
+            count.tokens = max(0.0, count.tokens - _Count(tokens, since).value(count.at))
+
+    def knows(self, asker: PeerId, zone: str) -> bool:
+        """Return whether `asker` is a member that may see `zone`, as far as is known here."""
+        return self._may_see(asker, zone)
 
     @property
     def counts(self) -> bool:
@@ -129,14 +138,17 @@ class Quotas:
         self._changed.discard(peer)
 
     def on_spent(self, peer: PeerId, message: Spent, now: float) -> None:
-        """A link says what was used at it, and wants to be told what was used here."""
-        if peer not in self._asks:
+        """A link says what was used at it, and whether it wants to be told what was used here."""
+        if not message.asks:
+            self._asks.discard(peer)
+        elif peer not in self._asks:
             self._asks.add(peer)
             self._news((peer,), now)
         self._told.pop(peer, None)
         while len(self._told) >= TOLD_BY_MAX:  # the one that was silent for longest
             del self._told[next(iter(self._told))]
-        self._told[peer] = {(row.asker, row.zone): row.tokens for row in message.rows}, now
+        rows = [row for row in message.rows if row.zone == GENERAL or self._may_see(peer, row.zone)]
+        self._told[peer] = {(row.asker, row.zone): row.tokens for row in rows}, now
 
     def advance(self, now: float) -> None:
         """Tell those who want to know."""
@@ -148,7 +160,7 @@ class Quotas:
         for peer in sorted(self._changed & set(self._links)):
             known = [a for a in most if a[1] == GENERAL or self._may_see(peer, a[1])][:SPENT_MAX]
             rows = tuple(Spending(*account, round(self._own[account].value(now), 1)) for account in known)
-            self._out.append(Send(peer, Spent(rows)))
+            self._out.append(Send(peer, Spent(rows, self._enforces)))
         self._changed.clear()
 
     def _news(self, peers: Collection[PeerId], now: float) -> None:

@@ -49,6 +49,7 @@ class Relay:
         sealing: Sealing,
         receipts: Receipts,
         origins: Origins,
+        life_of: Callable[[PeerId], int | None],
         plan: Callable[[Query, tuple[PeerId, ...], float], Decision],
         sent: Callable[[Scored, float], None],
         reach: Callable[[PeerId, tuple[str, ...]], bool | None],
@@ -68,9 +69,9 @@ class Relay:
         self._can_embed = can_embed
         self._late_s = late_s
         self._breakers = breakers
-        self._sealing, self._receipts, self._origins = sealing, receipts, origins
+        self._sealing, self._receipts, self._origins, self._life_of = sealing, receipts, origins, life_of
         self._recovery = Recovery(me, config, self.flights, local.lengths, breakers, plan, hopes, self._route)
-        served = (self.flights, breakers, receipts, origins, self._recovery)
+        served = (self.flights, breakers, receipts, origins, life_of, self._recovery)
         self.serving = Serving(me, name, config, local, quotas, *served)
 
     @property
@@ -105,7 +106,7 @@ class Relay:
         """The asker at this peer no longer waits."""
         flight = self.flights.get(query_id)
         if flight is not None and flight.upstream is None:
-            self._stop_work(flight)
+            self._stop_work(flight, now)
             self.flights.forget(flight)
 
     def embedded(self, event: Embedded, space: str, now: float) -> None:
@@ -133,7 +134,7 @@ class Relay:
             self.flights.refuse(peer, query, Reason.PEER_LOST, "it does not open here", dead=(self.me,))
             return
         if old is not None:  # a newer attempt fences off the older
-            self._stop_work(old)
+            self._stop_work(old, now)
             # Who forged it ends no answer: whoever still waits for the older one starts again.
             self.flights.end_badly(old, Reason.PEER_LOST, "a newer attempt came")
         if len(self.flights) >= self._config.flights_max:
@@ -156,7 +157,7 @@ class Relay:
         """Upstream no longer waits."""
         flight = self.flights.find(message.query_id, message.attempt)
         if flight is not None and flight.upstream == peer:
-            self._stop_work(flight)
+            self._stop_work(flight, now)
             self.flights.forget(flight)
 
     # -- links ----------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ class Relay:
         """A link closed: what came from there is stopped, what went there is lost."""
         for flight in self.flights:
             if flight.upstream == peer:
-                self._stop_work(flight)
+                self._stop_work(flight, now)
                 self.flights.forget(flight)
             elif flight.downstream == peer and flight.phase is not Phase.DIALLING:
                 flight.downstream = None
@@ -284,7 +285,7 @@ class Relay:
         each event, so that nothing is delivered too late."""
         for flight in self.flights.due(now):
             if now >= flight.deadline:
-                self._stop_work(flight)
+                self._stop_work(flight, now)
                 self.flights.end_badly(flight, Reason.DEADLINE, "the query's time budget was spent")
             elif flight.phase is Phase.STRANDED:
                 self._recovery.look_again(flight, now)
@@ -350,7 +351,7 @@ class Relay:
         target = chosen.peer if search is None else NOBODY
         onward = flight.passed_on(hop, target, hops_left, search, self._limits.excluded_max)
         if flight.upstream is None and onward.zone == GENERAL:
-            onward = self._origins.signed(onward)
+            onward = self._origins.signed(onward, self._life_of(self.me) or 0)
         try:
             flight.onward = Forward(flight.seal(self._sealing, onward, chosen.model, hop))
         except Untrusted:
@@ -394,13 +395,13 @@ class Relay:
         here again."""
         flight = self.flights.get(query_id)
         assert flight is not None, "what waits here has a flight"
-        self.serving.give_up(flight)
+        self.serving.give_up(flight, now)
         budget_s = max(0.0, flight.deadline - now)
         flight.placed, flight.query = False, replace(flight.query, budget_s=budget_s)
         barred = self._offer(flight, chosen, Hop(self.me, self.name, brief(why)), 0, now)
         if barred is not None:
             self._recovery.elsewhere(flight, barred, now)
 
-    def _stop_work(self, flight: Flight) -> None:
-        self.serving.stop(flight)
+    def _stop_work(self, flight: Flight, now: float) -> None:
+        self.serving.stop(flight, now)
         self.flights.release(flight)

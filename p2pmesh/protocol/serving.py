@@ -7,6 +7,7 @@ is for `recovery` to say. It knows nothing of where a query could go instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from p2pmesh.config import Config
@@ -22,7 +23,7 @@ from p2pmesh.protocol.quotas import Quotas
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.protocol.recovery import Recovery
 from p2pmesh.protocol.routing import Scored
-from p2pmesh.protocol.workload import prompt_tokens
+from p2pmesh.protocol.workload import prompt_tokens_by_bytes
 from p2pmesh.query import Chunk, Ended, Hop
 from p2pmesh.record import PeerId
 
@@ -47,25 +48,29 @@ class Serving:
         breakers: Breakers,
         receipts: Receipts,
         origins: Origins,
+        life_of: Callable[[PeerId], int | None],
         recovery: Recovery,
     ) -> None:
+        """`life_of` returns the epoch of a peer's life, of those that are known."""
         self._me, self._name, self._routing = me, name, config.routing
         self._local, self._quotas = local, quotas
         self._flights, self._breakers = flights, breakers
         self._receipts, self._origins, self._recovery = receipts, origins, recovery
+        self._life_of = life_of
 
     def serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
         """Let the model that was chosen answer it, or look elsewhere: for want of room, or as its asker has
         used up his share."""
         flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None
         flight.uncover()
-        flight.asker, zone = self._asker(flight), flight.query.zone
-        slack = _SLACK if flight.query.attempt else 1.0
-        wait_s = 0.0 if flight.asker is None else self._quotas.wait_s(flight.asker, zone, now, slack)
-        if wait_s:  # others may have it, but not as a favour of ours: it goes back to whoever brought it
-            flight.asker = None
-            why = "whoever asked has used up his quota"
-            return self._flights.end_badly(flight, Reason.QUOTA, why, wait_s)
+        if not flight.charged:
+            asker, zone = self._asker(flight), flight.query.zone
+            slack = _SLACK if flight.query.accepted is not None else 1.0
+            wait_s = 0.0 if asker is None else self._quotas.wait_s(asker, zone, now, slack)
+            if wait_s:  # others may have it, but not as a favour of ours: it goes back to whoever brought it
+                why = "whoever asked has used up his quota"
+                return self._flights.end_badly(flight, Reason.QUOTA, why, wait_s)
+            flight.asker, flight.charged = asker, True  # what was taken here once is not turned away for it
         self._breakers.sent(self._me, now)
         eta = self._local.submit(flight.query, chosen.model, now)
         if eta is None:
@@ -77,48 +82,64 @@ class Serving:
         return self._flights.place(flight, (*flight.query.path, hop), eta, digest, now)
 
     def _asker(self, flight: Flight) -> PeerId | None:
-        """Return who is charged for it: whoever asked, where that is certain, as it came from him, or he has
-        sealed or signed it; else whoever passed it on. None: this peer's own user, whose machine it is, or
-        nobody, where nobody counts."""
+        """Return who is charged for it: whoever asked, where that is certain, as it came from him, or he is a
+        member that is known here and has sealed or signed it; else whoever passed it on. None: this peer's
+        own user, whose machine it is, or nobody, where nobody counts."""
         origin, upstream = flight.query.origin, flight.upstream
         if upstream is None or not self._quotas.counts:
             return None
-        sure = origin == upstream or flight.closes or self._origins.proven(flight.query)
+        if origin == upstream or not self._quotas.knows(origin, flight.query.zone):
+            return upstream
+        life = self._life_of(origin)
+        sure = flight.closes or (life is not None and self._origins.proven(flight.query, life))
         return origin if sure else upstream
 
     def _reserve(self, flight: Flight, now: float) -> None:
         """Charge for it what it is expected to be: or he could ask for any number before the first is
-        answered."""
+        answered. How long the prompt is nobody on the way may say."""
         if flight.asker is not None:
             written = 0 if flight.query.accepted is None else len(flight.query.accepted.tokens)
             answer = self._local.lengths.left(flight.query.options.max_tokens, written)
-            flight.reserved = math.ceil(answer)
-            tokens = prompt_tokens(flight.query, self._routing) + flight.reserved
-            self._quotas.charge(flight.asker, flight.query.zone, tokens, now)
+            flight.foreseen = math.ceil(answer)
+            flight.reserved = prompt_tokens_by_bytes(flight.query, self._routing) + flight.foreseen
+            flight.reserved_at = now
+            self._quotas.charge(flight.asker, flight.query.zone, flight.reserved, now)
 
     def _wrote(self, flight: Flight, tokens: int, now: float) -> None:
-        """Charge what was not foreseen."""
-        if flight.asker is not None:
-            over = max(0, tokens - flight.reserved)
-            flight.reserved -= tokens - over
+        """Charge at once what was not foreseen."""
+        flight.wrote += tokens
+        over = flight.wrote - flight.foreseen
+        if flight.asker is not None and over > 0:
             self._quotas.charge(flight.asker, flight.query.zone, over, now)
+            flight.foreseen += over
+            flight.reserved += over
 
-    def _settle(self, flight: Flight) -> None:
-        """It is over here: what was foreseen and not written is given back."""
+    def _settle(self, flight: Flight, used: int, now: float) -> None:
+        """It is over here, and took `used` tokens: of what was foreseen the rest is given back, or charged on
+        top."""
         if flight.asker is not None:
-            self._quotas.refund(flight.asker, flight.query.zone, flight.reserved)
-            flight.asker, flight.reserved = None, 0
+            zone = flight.query.zone
+            self._quotas.refund(flight.asker, zone, flight.reserved, flight.reserved_at)
+            self._quotas.charge(flight.asker, zone, used, now)
+        flight.reserved = flight.foreseen = flight.wrote = 0
 
-    def stop(self, flight: Flight) -> None:
+    def _used(self, flight: Flight) -> int:
+        """Return the tokens of a flight that is answered here, as far as it has come: none before the first
+        is written."""
+        if not flight.begun:
+            return 0
+        return prompt_tokens_by_bytes(flight.query, self._routing) + flight.wrote
+
+    def stop(self, flight: Flight, now: float) -> None:
         """Nobody waits for it."""
         if flight.phase is Phase.LOCAL:
             self._local.abort(flight.query.id, flight.query.attempt)
-            self._settle(flight)
+            self._settle(flight, self._used(flight), now)
 
-    def give_up(self, flight: Flight) -> None:
+    def give_up(self, flight: Flight, now: float) -> None:
         """It is not answered here, or not any longer."""
         self._local.finished(flight.query.id)
-        self._settle(flight)
+        self._settle(flight, self._used(flight), now)
 
     def generated(self, event: Generated, now: float) -> None:
         """Our model wrote something."""
@@ -137,7 +158,7 @@ class Serving:
         job = self._local.finished(event.query_id)
         assert job is not None, "a flight in phase LOCAL has a job"
         self._local.lengths.observed(event.usage.completion_tokens)
-        self._settle(flight)
+        self._settle(flight, event.usage.prompt_tokens + flight.wrote, now)
         self._breakers.served(self._me, now)
         ended = Ended(event.usage, event.finish_reason, job.model.name, job.model.digest, flight.path)
         self._flights.complete(flight, self._receipts.signed(flight.query, ended, flight.said.digest()))
@@ -147,7 +168,7 @@ class Serving:
         flight = self._flights.here(event.query_id, event.attempt)
         if flight is None:
             return
-        self.give_up(flight)
+        self.give_up(flight, now)
         detail = brief(event.detail)
         if event.prompt_tokens and not flight.closes:
             flight.query = replace(flight.query, prompt_tokens=event.prompt_tokens)

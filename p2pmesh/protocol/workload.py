@@ -42,7 +42,12 @@ class AnswerLength:
 
 def prompt_tokens(query: Query, config: Routing) -> int:
     """Return the prompt's length in tokens: exact where an engine has told it, else an estimate."""
-    return query.prompt_tokens or max(1, round(query.prompt_bytes / config.bytes_per_token))
+    return query.prompt_tokens or prompt_tokens_by_bytes(query, config)
+
+
+def prompt_tokens_by_bytes(query: Query, config: Routing) -> int:
+    """Return about the prompt's length in tokens, whatever anybody on the way says of it."""
+    return max(1, round(query.prompt_bytes / config.bytes_per_token))
 
 
 def salted(key: bytes, model: str) -> bytes:

@@ -32,8 +32,12 @@ LIFE_MAX_S = 7 * 86_400
 that was revoked may get in at one that is cut off, too. A guess: a machine off over a weekend comes back."""
 SKEW_S = 300
 """Seconds by which a clock may be slow: a certificate made just now counts there, too. As Kerberos has it."""
-HISTORY_BYTES_MAX = 12_288
+HISTORY_BYTES_MAX = 14_336
 """Longest that all changes of signers are together, in bytes: they are shown at the door, too."""
+_SIGNATURE_BYTES = 122
+"""Of one signature with whose it is."""
+AHEAD_MAX_S = 2 * SKEW_S
+"""Most seconds that a revocation may lie ahead: one signer's clock, and another's."""
 BANNED_MAX = 1_024
 """Most peers that are out for equivocation: each was let in by a signer once. A guess."""
 REVOKED_MAX = 1_024
@@ -73,10 +77,9 @@ class Roster:
         self.banned: dict[PeerId, int] = {}
         """Who equivocates, and since when it was in, in Unix seconds: let in later, it is in again."""
 
-    @property
-    def signers(self) -> frozenset[PeerId]:
-        """All who ever signed for it, or will: whose signatures are worth keeping."""
-        return frozenset(PeerId(signer) for _, _, quorum in self._heads for signer in quorum.signers)
+    def signers(self, now: float) -> frozenset[PeerId]:
+        """Return who signs at `now` or will, in Unix seconds: whose signatures are worth keeping."""
+        return _ids(*(quorum for _, quorum in self.from_now_on(now)))
 
     def quorum(self, now: float) -> Quorum:
         """Return who signs at `now`, in Unix seconds."""
@@ -103,8 +106,9 @@ class Roster:
         told = {signed.to_bytes(): signed for signed in self._revoked.values()}  # it may be of two signers
         yield from (told[data] for data in sorted(told))
 
-    def add(self, signed: Signed) -> bool:
-        """Take a revocation or a change; return whether it told anything new, and there was room for it.
+    def add(self, signed: Signed, now: float) -> bool:
+        """Take a revocation or a change at `now`, in Unix seconds; return whether it told anything new, and
+        there was room for it. The word of one who signs no more is no news, nor one of the far future.
 
         Raises Untrusted for anything else, what is of another mesh, what no signer said, and a change that is
         none of this history; the roster is then as it was.
@@ -116,9 +120,11 @@ class Roster:
             raise Untrusted("it is of another mesh")
         if isinstance(said, Change):
             return self._change(said, signed)
-        signed = signed.only(self.signers)
-        if not signed.signatures:
+        if not signed.signers(_ids(*(quorum for _, _, quorum in self._heads))):
             raise Untrusted("no signer has said so")
+        if said.at > now + AHEAD_MAX_S:
+            return False  # no ticket could make up for it
+        signed = signed.only(self.signers(now))
         counts = Counter(signer for signer, _ in self._revoked)
         later = []
         for signer, _ in signed.signatures:
@@ -129,6 +135,12 @@ class Roster:
                 later.append(signer)
         self._revoked.update({(signer, PeerId(said.peer)): signed for signer in later})
         return bool(later)
+
+    def kept(self, signed: Signed, now: float) -> bytes:
+        """Return what `add` has just taken, as it is to be passed on."""
+        if isinstance(signed.statement, Change):
+            return self.changes[signed.statement.number - 1].to_bytes()
+        return signed.only(self.signers(now)).to_bytes()
 
     def change(self, quorum: Quorum, at: int) -> Signed:
         """Return the next change, to be signed, by which `quorum` signs from `at` on, in Unix seconds. Raises
@@ -146,10 +158,11 @@ class Roster:
             raise Untrusted("it does not follow on the last change of signers that is known here")
         if len({*quorum.signers, *said.quorum.signers}) > SIGNERS_MAX:
             raise Untrusted(f"those who sign and those who are to sign are more than {SIGNERS_MAX}")
-        if sum(len(one.to_bytes()) for one in (*self.changes, change)) > HISTORY_BYTES_MAX:
+        bodies = sum(len(one.body) for one in (*self.changes, change))
+        signatures = sum(len(one.signatures) for one in self.changes) + _most(quorum)
+        if bodies + signatures * _SIGNATURE_BYTES > HISTORY_BYTES_MAX:
             raise Untrusted("the signers were changed too often: found a new mesh")
-        most = len(quorum.signers) // 2 + 1
-        return max(0, most - len(change.signers(frozenset(map(PeerId, quorum.signers)))))
+        return max(0, _most(quorum) - len(change.signers(_ids(quorum))))
 
     def _change(self, said: Change, signed: Signed) -> bool:
         if said.number < len(self._heads):
@@ -158,7 +171,11 @@ class Roster:
             return False
         if missing := self.missing(signed):
             raise Untrusted(f"{missing} more of those who signed until then must say so")
-        self.changes.append(signed.only(self.signers))
+        # No more signatures than it takes, the same everywhere: how long it is must not depend on who tells.
+        before = self.last
+        signed = signed.only(_ids(before))
+        signed = Signed(signed.statement, signed.body, signed.signatures[: _most(before)])
+        self.changes.append(signed)
         self._heads.append((signed.digest, float(said.at), said.quorum))
         return True
 
@@ -192,17 +209,18 @@ class Roster:
 
     @staticmethod
     def _signed(certificate: Signed, quorum: Quorum) -> int:
-        signed = len(certificate.signers(frozenset(map(PeerId, quorum.signers))))
+        signed = len(certificate.signers(_ids(quorum)))
         if signed < quorum.admit:
             raise Untrusted(f"{signed} of {quorum.admit} signers have let it in")
         return signed
 
-    def ban(self, peer: PeerId, certificates: Collection[Signed], now: float) -> bool:
-        """Let `peer` in no more by what it was let in by at the time of `certificates`, which may have ended
-        since: it equivocates. Return whether that is news, and there was room for it. Raises Untrusted where
-        one of them would not let it in at `now`, had it not ended; the roster is then as it was."""
+    def ban(self, peer: PeerId, certificates: Collection[Signed]) -> bool:
+        """Let `peer` in no more by what it was let in by at the time of `certificates`: it equivocates.
+        Return whether that is news, and there was room for it. Raises Untrusted where one of them never let
+        it in, whoever signed at which time; the roster is then as it was."""
         for certificate in certificates:
-            self._signed(certificate, self.quorum(now))
+            if all(len(certificate.signers(_ids(q))) < q.admit for _, _, q in self._heads):
+                raise Untrusted("no signers have ever let it in")
         since = max(self._read(certificate, peer).since for certificate in certificates)
         return self.ban_since(peer, since)
 
@@ -213,21 +231,29 @@ class Roster:
         self.banned[peer] = since
         return True
 
-    def restate(self, quorum: Quorum, key: Signer | None) -> list[bytes]:
-        """Say again with `key`, where it is one of `quorum`, whom those alone have thrown out who will sign
-        no more: their word will not count. Return what is new, to be passed on."""
-        if key is None or key.id not in quorum.signers:
+    def restate(self, key: Signer | None, now: float) -> list[bytes]:
+        """Say again with `key`, where it signs and will, whom those alone have thrown out who will sign no
+        more: their word will not count. Return what is new, to be passed on."""
+        if key is None or key.id not in self.last.signers:
             return []
-        kept = set(map(PeerId, quorum.signers))
         told = {signed.body: signed for signed in self._revoked.values()}
-        again = [told[body].signed([key]) for body in sorted(told) if not told[body].signers(kept)]
-        return [signed.only(self.signers).to_bytes() for signed in again if self.add(signed)]
+        orphans = [told[body] for body in sorted(told) if not told[body].signers(_ids(self.last))]
+        again = [signed.signed([key]) for signed in orphans]
+        return [self.kept(one, now) for one in again if self.add(one, now)]
 
     def revoked_at(self, peer: PeerId, now: float) -> int:
         """Return when, in Unix seconds, `peer` was thrown out the last time, by those who sign at `now`; -1:
         never."""
         said = [self._revoked.get((PeerId(signer), peer)) for signer in self.quorum(now).signers]
         return max((_at(signed) for signed in said if signed is not None), default=-1)
+
+
+def _ids(*quorums: Quorum) -> frozenset[PeerId]:
+    return frozenset(PeerId(signer) for quorum in quorums for signer in quorum.signers)
+
+
+def _most(quorum: Quorum) -> int:
+    return len(quorum.signers) // 2 + 1
 
 
 def _at(signed: Signed) -> int:

@@ -58,7 +58,7 @@ class Standing:
         self.genesis = genesis
         self.roster = Roster(genesis)
         for signed in statements:
-            self.roster.add(signed)
+            self.roster.add(signed, clock())
         for peer, since in (banned or {}).items():
             self.roster.ban_since(peer, since)
         self.own = certificate
@@ -85,10 +85,8 @@ class Standing:
 
     @property
     def signs(self) -> bool:
-        """Whether a signer's key is on this machine."""
-        now = self._clock()
-        quorums = (self.roster.quorum(now), self.roster.upcoming(now))
-        return self._key is not None and any(q is not None and self._key.id in q.signers for q in quorums)
+        """Whether a signer's key is on this machine, of one who signs or will."""
+        return self._key is not None and self._key.id in self.roster.signers(self._clock())
 
     def member(self) -> Member:
         """Return this peer as others see it. Raises Untrusted where they do not let it in."""
@@ -168,8 +166,9 @@ class Standing:
         for statement in statements:
             try:
                 signed = Signed.parse(statement)
-                if self.roster.add(signed):
-                    new.append(signed.only(self.roster.signers).to_bytes())
+                now = self._clock()
+                if self.roster.add(signed, now):
+                    new.append(self.roster.kept(signed, now))
                     if isinstance(signed.statement, Revocation):
                         self._void(PeerId(signed.statement.peer))
             except Untrusted as error:
@@ -183,12 +182,12 @@ class Standing:
         """Return what was learnt at the door since this was last asked, and what this machine says again as
         those who said it will sign no more."""
         heard, self._heard = self._heard, []
-        return heard + self.roster.restate(self.roster.last, self._key)
+        return heard + self.roster.restate(self._key, self._clock())
 
     def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
         """Let in `peer`, which equivocates, no more by `certificates`; return whether that is news. Raises
         Untrusted where they never let it in."""
-        if not self.roster.ban(peer, [Signed.parse(one) for one in certificates], self._clock()):
+        if not self.roster.ban(peer, [Signed.parse(one) for one in certificates]):
             return False
         self._void(peer)
         self._changed()
@@ -219,14 +218,15 @@ class Standing:
     # -- renewal --------------------------------------------------------------------------------------
 
     def renewal(self) -> bytes:
-        """Return what to show to signers, once the certificate is past half its life, or the signers will be
-        such as have not signed it; before that nothing."""
+        """Return what to show to signers, once the certificate is past half its life, or does not hold, or
+        will not when the signers have changed; before that nothing."""
         if given := self.granted(self.me):
             self.take(given)
         said, now = self._said, self._clock()
         if self.unkept:
             self._changed()
-        if now < (said.not_before + said.not_after) / 2 and self._will_hold(self.own, now):
+        young = now < (said.not_before + said.not_after) / 2
+        if young and self._grants_all(self.own, now) and self._will_hold(self.own, now):
             return b""
         try:
             granted = self.member().zones
@@ -245,9 +245,11 @@ class Standing:
         """Where this peer is not let in any more: one that has the key that suffices was only away for long.
         Any other needs a ticket."""
         said = self._said
-        if self.signs and self.roster.revoked_at(self.me, self._clock()) < said.since:
+        now = self._clock()
+        if self.signs and self.roster.revoked_at(self.me, now) < said.since:
+            banned = said.since <= self.roster.banned.get(self.me, -1)  # nobody else could let it in
             try:
-                self._show_from_now_on(self.certify(self.me, said.zones, said.since))
+                self._show_from_now_on(self.certify(self.me, said.zones, int(now) if banned else said.since))
             except Untrusted:
                 return b""
             return self.show()
@@ -260,7 +262,8 @@ class Standing:
         if self._draft is None or signed.body != self._draft.body:
             return self._take_unasked(signed)
         # Nobody but signers: others' signatures would make it too long to be read.
-        merged = {**dict(self._draft.signatures), **dict(signed.only(self.roster.signers).signatures)}
+        theirs = signed.only(self.roster.signers(self._clock())).signatures
+        merged = {**dict(self._draft.signatures), **dict(theirs)}
         self._draft = Signed(self._draft.statement, self._draft.body, tuple(sorted(merged.items())))
         self._complete(self._draft)
         return None
@@ -277,21 +280,22 @@ class Standing:
             and self._will_hold(signed, now)
         ):
             self._draft = None
-            self._show_from_now_on(signed.only(self.roster.signers))
+            self._show_from_now_on(signed.only(self.roster.signers(now)))
 
     def granted(self, peer: PeerId) -> bytes:
         """Return a certificate for `peer`, this one or one that was let in, by this machine's policy, where
         that grants it other zones than it shows; nothing otherwise, and where this machine alone cannot."""
         certificate = self.own if peer == self.me else self._admitted.get(peer)
-        if certificate is None or not self.policy or not self.signs:
-            return b""
+        now = self._clock()
+        if certificate is None or not self.policy or not self.signs or self.roster.upcoming(now):
+            return b""  # while the signers change, all certificates are renewed as they are
         assert isinstance(certificate.statement, Certificate)
         said = certificate.statement
         zones = zones_by(self.policy, peer, said.zones)
         if set(zones) == set(said.zones):
             return b""
         try:
-            self.roster.check(certificate, peer, self._clock())
+            self.roster.check(certificate, peer, now)
             return self.certify(peer, zones, said.since).to_bytes()
         except Untrusted:
             return b""
@@ -327,12 +331,11 @@ class Standing:
 
     def _renewed(self, member: Member, papers: Papers) -> bytes:
         """Sign a draft of `member`'s, if it asks for no more than it has. Returns nothing otherwise."""
-        signed, now = Signed.parse(papers.draft).only(self.roster.signers), self._clock()
+        now = self._clock()
+        signed = Signed.parse(papers.draft).only(self.roster.signers(now))
         old = Signed.parse(papers.certificate).statement
-        assert isinstance(old, Certificate)
-        if self._key is None or not is_fair(signed.statement, old, member, now):
-            return b""
-        return signed.signed([self._key]).to_bytes()
+        fair = isinstance(old, Certificate) and is_fair(signed.statement, old, member, now)
+        return signed.signed([self._key]).to_bytes() if fair and self._key is not None else b""
 
     # -- tickets --------------------------------------------------------------------------------------
 
@@ -357,24 +360,25 @@ class Standing:
     def certify(self, peer: PeerId, zones: tuple[str, ...], since: int) -> Signed:
         """Return a certificate of `peer`, let in at `since`, signed with this machine's key. Raises Untrusted
         where that does not let it in."""
-        self._check_alone(zones)
+        key = self._signing()
+        quorum = self.roster.quorum(self._clock())
+        if (needed := quorum.zoned if zones else quorum.admit) > 1:
+            raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
         for zone in zones:
             check_name("a zone", zone)
-        assert self._key is not None
         begins = int(self._clock())
         ends = begins + (ZONED_LIFE_S if zones else LIFE_S)
-        return Signed.of(Certificate(self.roster.mesh, peer, zones, since, begins, ends), [self._key])
+        return Signed.of(Certificate(self.roster.mesh, peer, zones, since, begins, ends), [key])
 
     def revoke(self, peer: PeerId) -> bytes:
         """Throw `peer` out, and return the statement, for all to know. Raises Untrusted where this machine
         has no signer's key, and for this peer itself."""
         if peer == self.me:
             raise Untrusted("that is this peer itself: let another signer's do it")
-        if self._key is None or not self.signs:
-            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+        key = self._signing()
         # It may have been let in by a signer whose clock is ahead.
         at = math.ceil(self._clock()) + SKEW_S
-        signed = Signed.of(Revocation(self.roster.mesh, peer, at), [self._key])
+        signed = Signed.of(Revocation(self.roster.mesh, peer, at), [key])
         self.learn([signed.to_bytes()])
         if self.roster.revoked_at(peer, self._clock()) < at:
             raise Untrusted("there is no room for one more who was thrown out: found a new mesh")
@@ -400,13 +404,10 @@ class Standing:
             raise
         return change.signed([self._key])
 
-    def _check_alone(self, zones: tuple[str, ...]) -> None:
-        if not self.signs:
+    def _signing(self) -> Signer:
+        if self._key is None or self._key.id not in self.roster.quorum(self._clock()).signers:
             raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
-        quorum = self.roster.quorum(self._clock())
-        needed = quorum.zoned if zones else quorum.admit
-        if needed > 1:
-            raise Untrusted(f"it takes {needed} signers, and this peer has the key of one")
+        return self._key
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
         out_until = self.roster.revoked_at(peer, self._clock())

@@ -23,6 +23,7 @@ from p2pmesh.errors import Reason
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.protocol import messages as m
+from p2pmesh.protocol.origins import Origins
 from p2pmesh.protocol.receipts import Receipts
 from p2pmesh.query import Chunk, Ended, Hop, Message, Options, Query, QueryId, Usage
 from p2pmesh.record import (
@@ -382,9 +383,13 @@ async def greedy_asker(ground: Ground) -> Verdict:
                 break
         used_up = bool(await one.until(refused, 10.0))
         said = len(one.heard)
-        for origin in (ground.id("desk"), ground.id("hr"), Identity.generate().id):
+        for origin in (ground.id("desk"), ground.id("hr")):
             path = (Hop(origin, "x", ""), Hop(who.id, "mallory", ""))
             one.say(m.Forward(replace(asked, id=QueryId(query_id()), origin=origin, path=path)))
+        ghost = Identity.generate()  # anybody can make keys, and sign with them
+        path = (Hop(ghost.id, "x", ""), Hop(who.id, "mallory", ""))
+        posed = replace(asked, id=QueryId(query_id()), origin=ghost.id, path=path)
+        one.say(m.Forward(Origins(ground.codec, _Signer(ghost)).signed(posed, 1)))
         await one.until(lambda: len(refused()) >= 4 or one.ended, 5.0)
         answers = [type(h).__name__ for h in one.heard[said:] if isinstance(h, (m.Tokens, m.End))]
         more = len(refused()) - 1

@@ -170,7 +170,11 @@ messages: st.SearchStrategy[m.PeerMessage] = st.one_of(
     st.builds(m.Pull, st.lists(peers, max_size=20).map(tuple)),
     st.builds(m.Records, st.lists(records, max_size=5).map(tuple)),
     st.builds(m.Evidence, records, records),
-    st.builds(m.Spent, st.lists(st.builds(m.Spending, peers, words, seconds), max_size=5).map(tuple)),
+    st.builds(
+        m.Spent,
+        st.lists(st.builds(m.Spending, peers, words, seconds), max_size=5).map(tuple),
+        st.booleans(),
+    ),
     st.builds(m.LoadReport, loads),
     st.builds(m.Forward, queries),
     st.builds(m.Accept, query_ids, attempts, st.booleans(), seconds, paths, words),

@@ -31,7 +31,7 @@ def heard(said: list[Signed], rng: Random) -> Roster:
     for _ in range(2):
         for signed in rng.sample(said, len(said)):
             try:
-                roster.add(Signed.parse(signed.to_bytes()))
+                roster.add(Signed.parse(signed.to_bytes()), NOW)
             except Untrusted:
                 continue
     return roster
@@ -45,7 +45,7 @@ def test_the_order_and_the_number_of_times_do_not_matter(seed: int) -> None:
     one, other = (heard(said, Random(seed + n)) for n in range(2))
     told = Roster(MESH)
     for signed in one:
-        told.add(signed)
+        told.add(signed, NOW)
     certificates = [
         certificate(MESH, key, peer=p, since=NOW + b) for key in KEYS for p in PEERS for b in (0, 2)
     ]
@@ -62,10 +62,10 @@ def test_what_is_revoked_stays_so_whatever_else_is_heard(seed: int) -> None:
     rng = Random(seed)
     out = revocation(MESH, KEYS[0], at=NOW + 5)
     roster = Roster(MESH)
-    roster.add(out)
+    roster.add(out, NOW)
     for signed in statements(rng):
         try:
-            roster.add(signed)
+            roster.add(signed, NOW)
         except Untrusted:
             continue
         assert roster.revoked_at(ADA, NOW) >= NOW + 5

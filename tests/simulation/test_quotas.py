@@ -41,9 +41,9 @@ def asked(seed: int, quota: Quota) -> tuple[list[Asking], list[Asking]]:
 def test_quotas_hold_over_all_peers_together_and_the_others_are_served(seed: int) -> None:
     greedy, modest = asked(seed, Quota(tokens_per_minute=PER_MINUTE))
     served = [a for a in greedy if a.ended is not None]
-    # A minute's worth at once, then so many a minute; and what was on its way while that was told.
+    # A minute's worth at once, then so many a minute; half as much again, as no link's word counts for more.
     most = PER_MINUTE * (1.0 + SECONDS / 60.0)
-    assert 0.5 * most <= 100 * len(served) <= 1.3 * most
+    assert 0.5 * most <= 100 * len(served) <= 1.5 * most
     assert [a.failed for a in modest if a.ended is None] == []
     assert {a.failed for a in greedy if a.ended is None} <= {Reason.QUOTA, Reason.OVERLOADED}
 

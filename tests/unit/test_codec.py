@@ -77,7 +77,7 @@ EVERY: list[m.PeerMessage] = [
     m.Shown(b"me"),
     m.Granted(b"more"),
     m.Evidence(signed(A, V, ABLE), signed(A, V, Capability())),
-    m.Spent((m.Spending(A, "hr", 12.5), m.Spending(B, "general", 0.0))),
+    m.Spent((m.Spending(A, "hr", 12.5), m.Spending(B, "general", 0.0)), False),
 ]
 
 

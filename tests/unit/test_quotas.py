@@ -16,9 +16,9 @@ from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.origins import Origins
 from p2pmesh.protocol.quotas import Quotas
 from p2pmesh.query import Accepted, Hop, Message, Options, Query, Usage
-from p2pmesh.record import GENERAL, Capability, PeerId
+from p2pmesh.record import GENERAL, Capability, Load, PeerId
 from p2pmesh.sim.signer import SimSigner
-from tests.machines import ME, MODEL, UNABLE, A, B, Bench, C, of, query, sent
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
 from tests.unit.test_relay import failed, forwarded
 
 TIGHT = Config(quota=Quota(tokens_per_minute=100, zones={"hr": 1_000, "lab": 0}))
@@ -85,15 +85,36 @@ def said(out: list[e.Effect], to: PeerId = B) -> list[m.Spent]:
 
 def test_what_links_say_is_added_and_fades_too() -> None:
     counts, _ = table()
-    counts.charge(A, GENERAL, 60, 0.0)
+    counts.charge(A, GENERAL, 40, 0.0)
     for link in (B, C):
-        counts.on_spent(link, m.Spent((m.Spending(A, GENERAL, 60.0),)), 0.0)
-    assert counts.used(A, GENERAL, 0.0) == pytest.approx(180.0)
-    assert counts.used(A, GENERAL, 60.0) == pytest.approx(180.0 / math.e)
+        counts.on_spent(link, m.Spent((m.Spending(A, GENERAL, 40.0),)), 0.0)
+    assert counts.used(A, GENERAL, 0.0) == pytest.approx(120.0)
+    assert counts.used(A, GENERAL, 60.0) == pytest.approx(120.0 / math.e)
     counts.on_spent(B, m.Spent(()), 0.0)  # what it says now is all there is
-    assert counts.used(A, GENERAL, 0.0) == pytest.approx(120.0)
+    assert counts.used(A, GENERAL, 0.0) == pytest.approx(80.0)
     counts.disconnected(C)
-    assert counts.used(A, GENERAL, 0.0) == pytest.approx(120.0)
+    assert counts.used(A, GENERAL, 0.0) == pytest.approx(80.0)
+
+
+def test_no_link_alone_can_say_that_a_quota_is_used_up_nor_anything_of_a_zone_it_may_not_see() -> None:
+    counts, _ = table()
+    counts.on_spent(B, m.Spent((m.Spending(A, GENERAL, 1e9), m.Spending(A, "hr", 1e9))), 0.0)
+    assert counts.used(A, GENERAL, 0.0) == 50.0
+    assert counts.wait_s(A, GENERAL, 0.0) == 0.0
+    assert counts.used(A, "hr", 0.0) == 500.0
+    counts.on_spent(C, m.Spent((m.Spending(A, "hr", 1e9),)), 0.0)
+    assert counts.used(A, "hr", 0.0) == 500.0
+
+
+def test_what_is_given_back_has_faded_like_what_was_charged() -> None:
+    """Who waited for long and was cancelled took back what others of his queries had really used."""
+    counts, _ = table()
+    counts.charge(A, GENERAL, 1_000, 0.0)
+    counts.charge(A, GENERAL, 500, 120.0)
+    counts.refund(A, GENERAL, 1_000, 0.0)
+    assert counts.used(A, GENERAL, 120.0) == pytest.approx(500.0)
+    counts.refund(B, GENERAL, 1_000, 0.0)
+    assert counts.used(B, GENERAL, 120.0) == 0.0
 
 
 def test_who_keeps_quotas_says_so_and_is_told_what_changes_once_a_second_at_most() -> None:
@@ -101,7 +122,7 @@ def test_who_keeps_quotas_says_so_and_is_told_what_changes_once_a_second_at_most
     keeper.connected(B, 0.0)
     assert keeper.deadline == 1.0
     keeper.advance(1.0)
-    assert said(out) == [m.Spent(())]
+    assert said(out) == [m.Spent((), True)]
     other, told = table(Config())  # has none itself
     other.on_spent(B, m.Spent(()), 0.0)
     other.advance(1.0)
@@ -109,8 +130,16 @@ def test_who_keeps_quotas_says_so_and_is_told_what_changes_once_a_second_at_most
     other.charge(A, GENERAL, 7, 2.0)
     other.advance(2.5)
     other.advance(3.0)
-    assert said(told) == [m.Spent(()), m.Spent((m.Spending(A, GENERAL, pytest.approx(13.8, abs=0.1)),))]
+    [nothing, spent] = said(told)
+    assert nothing == m.Spent((), False)
+    assert spent == m.Spent((m.Spending(A, GENERAL, pytest.approx(13.8, abs=0.1)),), False)
     assert other.deadline == math.inf
+    keeper.on_spent(B, spent, 3.0)  # who keeps none is not told in turn
+    assert keeper.deadline == math.inf
+    other.on_spent(B, m.Spent((), False), 3.0)
+    assert not other.counts
+    other.on_spent(B, m.Spent(()), 3.0)
+    other.advance(4.0)
     other.disconnected(B)
     other.charge(A, GENERAL, 7, 4.0)
     assert other.deadline == math.inf
@@ -187,7 +216,7 @@ def test_who_has_used_up_his_quota_is_refused_and_told_when_to_come_back() -> No
 def by(origin: PeerId, number: int, **changes: object) -> Query:
     """What `origin` asks, signed by it."""
     asked = query(number, origin=origin, options=LONG, path=(Hop(origin, "x", ""), Hop(A, "a", "")))
-    return Origins(Codec(Limits()), SimSigner(origin)).signed(replace(asked, **changes))  # type: ignore[arg-type]
+    return Origins(Codec(Limits()), SimSigner(origin)).signed(replace(asked, **changes), 1)  # type: ignore[arg-type]
 
 
 def test_who_asked_is_charged_whoever_passes_it_on() -> None:
@@ -207,6 +236,8 @@ def test_who_asked_is_charged_whoever_passes_it_on() -> None:
         replace(by(B, 1), id=query(9).id),
         replace(by(B, 1), model="small"),
         replace(by(B, 1, attempt=1), attempt=0),
+        Origins(Codec(Limits()), SimSigner(B)).signed(by(B, 1), 0),  # in an earlier life
+        by(D, 1),  # by nobody who is known: anybody can make a key
     ],
 )
 def test_nobody_is_charged_for_what_others_ask_in_his_name(forged: Query) -> None:
@@ -220,14 +251,42 @@ def test_what_is_asked_is_signed_on_its_way_and_those_on_it_change_nothing_of_th
     bench = Bench(UNABLE)
     bench.link(A)
     _, asked = forwarded(bench.ask())
-    origins = Origins(Codec(Limits()), SimSigner(C))
-    assert origins.proven(asked.query)
+    origins, life = Origins(Codec(Limits()), SimSigner(C)), bench.machine.gossip.me.record.version.epoch
+    assert origins.proven(asked.query, life)
+    assert not origins.proven(asked.query, life + 1)
     relay = Bench(UNABLE, me=A)
     relay.link(ME, capability=UNABLE)
     relay.link(B)
     _, onward = forwarded(relay.say(ME, asked))
     assert len(onward.query.path) == 2
-    assert origins.proven(onward.query)
+    assert origins.proven(onward.query, life)
+
+
+def test_how_long_a_prompt_is_nobody_on_the_way_says() -> None:
+    bench = served(A, B)
+    bench.say(A, m.Forward(replace(by(B, 1), prompt_tokens=90)))
+    assert charged(bench, B) == pytest.approx(129)
+    asks(bench, 2, A, messages=(Message("user", "x" * 800),), prompt_tokens=1)
+    assert charged(bench, A) == pytest.approx(328)
+
+
+def test_what_is_handed_over_is_charged_where_it_is_answered_and_taken_back_without_a_question() -> None:
+    """An idle peer took it and would not have it, as its asker had used up his quota there: it was refused
+    here too, where it had been accepted."""
+    bench = Bench(ABLE, Config(quota=Quota(tokens_per_minute=1_500)))
+    bench.link(A, capability=UNABLE)
+    for number in (1, 2):
+        asks(bench, number)
+    assert not sent(asks(bench, 3, messages=(Message("user", "x" * 4_000),)), m.Refuse)  # it waits
+    assert charged(bench) == pytest.approx(2 * 129 + 1_128)
+    bench.link(B)
+    effects = bench.say(B, m.LoadReport(Load(free_slots=2))) + bench.say(B, m.Steal())
+    [onward] = sent(effects, m.Forward, B)
+    assert charged(bench) == pytest.approx(2 * 129)
+    bench.machine._quotas.charge(A, GENERAL, 5_000, bench.now)
+    effects = bench.say(B, m.Refuse(onward.query.id, 0, Reason.QUOTA, "", 60.0))
+    assert not sent(effects, m.Refuse)
+    assert charged(bench) == pytest.approx(2 * 129 + 5_000 + 1_128)
 
 
 def charged(bench: Bench, peer: PeerId = A) -> float:
@@ -243,6 +302,24 @@ def test_what_an_answer_is_expected_to_be_is_charged_at_once_and_what_it_was_in_
     assert charged(bench) == pytest.approx(129)
     bench.handle(e.Finished(query(1).id, 0, Usage(1, 20), "stop"))
     assert charged(bench) == pytest.approx(21)
+
+
+def test_what_was_not_foreseen_is_charged_as_it_comes() -> None:
+    bench = served(A)
+    asks(bench, 1)
+    write(bench, 1, 300)
+    assert charged(bench) == pytest.approx(301)
+    bench.handle(e.Finished(query(1).id, 0, Usage(7, 300), "stop"))
+    assert charged(bench) == pytest.approx(307)
+
+
+def test_what_waited_and_was_never_begun_costs_nothing() -> None:
+    bench = Bench(ABLE, TIGHT)
+    bench.link(A, B, capability=UNABLE)
+    for number, peer in enumerate((B, B, A)):
+        asks(bench, number, peer)
+    bench.say(A, m.Cancel(query(2).id, 0))
+    assert charged(bench) == 0.0
 
 
 @pytest.mark.parametrize("end", ["cancelled", "crashed", "gone"])
@@ -264,6 +341,7 @@ def test_an_answer_that_was_begun_elsewhere_may_take_twice_as_much() -> None:
     bench = served(A)
     asks(bench, 1)
     write(bench, 1)
+    assert reasons(asks(bench, 4, attempt=1)) == [Reason.QUOTA]  # of which there is nothing yet
     goes_on = {"attempt": 1, "accepted": Accepted((1,), "x ", 1, MODEL.digest)}
     assert of(asks(bench, 2, **goes_on), e.Generate)
     write(bench, 1, 100)

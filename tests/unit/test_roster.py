@@ -64,27 +64,27 @@ def test_a_zone_takes_more_signers_and_without_them_is_not_granted() -> None:
 
 def test_who_was_thrown_out_comes_back_only_by_a_later_certificate() -> None:
     roster, signed = Roster(ONE), certificate(ONE, KEYS[0])
-    assert roster.add(revocation(ONE, KEYS[0], at=NOW))
+    assert roster.add(revocation(ONE, KEYS[0], at=NOW), NOW)
     with pytest.raises(Untrusted, match="thrown out"):
         roster.check(signed, ADA, NOW)
     assert zones(roster, certificate(ONE, KEYS[0], since=NOW + 1))
     assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
-    assert not roster.add(revocation(ONE, KEYS[0], at=NOW))
-    assert not roster.add(revocation(ONE, KEYS[0], at=NOW - 9))
+    assert not roster.add(revocation(ONE, KEYS[0], at=NOW), NOW)
+    assert not roster.add(revocation(ONE, KEYS[0], at=NOW - 9), NOW)
     assert roster.revoked_at(ADA, NOW) == NOW
 
 
 def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
     roster, signed = Roster(ONE), certificate(ONE, KEYS[0])
-    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)), NOW)
+    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)))
     with pytest.raises(Untrusted, match="two records of one version"):
         roster.check(signed, ADA, NOW)
     with pytest.raises(Untrusted, match="two records of one version"):  # a renewal is no pardon
         roster.check(certificate(ONE, KEYS[0], begins=NOW + 60), ADA, NOW + 60)
     assert zones(roster, certificate(ONE, KEYS[0], since=NOW + 1))
     assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
-    assert not roster.ban(ADA, (signed,), NOW)
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),), NOW)
+    assert not roster.ban(ADA, (signed,))
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),))
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
 def test_only_who_was_let_in_is_banned(signed: Signed) -> None:
     roster = Roster(ONE)
     with pytest.raises(Untrusted):
-        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed), NOW)
+        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed))
     with pytest.raises(Untrusted, match="another peer's"):
-        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),), NOW)
+        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),))
     assert not roster.banned
 
 
 def test_what_has_expired_bans_too() -> None:
     """Its owner will show a renewed one."""
     roster = Roster(ONE)
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),), NOW)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),))
 
 
 def test_there_is_room_for_so_many_bans(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,12 +118,12 @@ def test_nobody_but_a_signer_throws_out() -> None:
     roster = Roster(ONE)
     for signed in (revocation(ONE), revocation(ONE, KEYS[1])):
         with pytest.raises(Untrusted, match="no signer has said so"):
-            roster.add(signed)
+            roster.add(signed, NOW)
     with pytest.raises(Untrusted, match="another mesh"):
-        roster.add(revocation(THREE, KEYS[0]))
+        roster.add(revocation(THREE, KEYS[0]), NOW)
     for signed in (ONE, certificate(ONE, KEYS[0])):
         with pytest.raises(Untrusted, match="takes revocations"):
-            roster.add(signed)
+            roster.add(signed, NOW)
     assert not list(roster)
 
 
@@ -135,7 +135,7 @@ def test_only_a_genesis_begins_a_mesh() -> None:
 def test_a_renewal_is_no_pardon() -> None:
     """A signer who had not heard of the revocation renewed it, and it was in again, with all."""
     roster = Roster(ONE)
-    roster.add(revocation(ONE, KEYS[0], at=NOW))
+    roster.add(revocation(ONE, KEYS[0], at=NOW), NOW)
     with pytest.raises(Untrusted, match="thrown out"):
         roster.check(certificate(ONE, KEYS[0], since=NOW, begins=NOW + 9), ADA, NOW + 9)
 
@@ -143,7 +143,7 @@ def test_a_renewal_is_no_pardon() -> None:
 def test_junk_signatures_are_neither_kept_nor_told() -> None:
     roster = Roster(ONE)
     clean = revocation(ONE, KEYS[0])
-    assert roster.add(revocation(ONE, *KEYS))
+    assert roster.add(revocation(ONE, *KEYS), NOW)
     assert list(roster) == [clean]
 
 
@@ -151,8 +151,8 @@ def test_a_signer_has_only_so_much_to_say(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(rosters, "REVOKED_MAX", 2)
     roster = Roster(THREE)
     for peer in (ADA, BLAISE):
-        roster.add(revocation(THREE, KEYS[0], peer=peer))
-    assert not roster.add(revocation(THREE, KEYS[0], peer=CARL))
+        roster.add(revocation(THREE, KEYS[0], peer=peer), NOW)
+    assert not roster.add(revocation(THREE, KEYS[0], peer=CARL), NOW)
     assert roster.revoked_at(CARL, NOW) == -1
-    assert roster.add(revocation(THREE, KEYS[0], peer=ADA, at=NOW + 1))  # in place of the old one
-    assert roster.add(revocation(THREE, KEYS[0], KEYS[1], peer=CARL))  # there is room for the other's
+    assert roster.add(revocation(THREE, KEYS[0], peer=ADA, at=NOW + 1), NOW)  # in place of the old one
+    assert roster.add(revocation(THREE, KEYS[0], KEYS[1], peer=CARL), NOW)  # there is room for the other's
