@@ -389,11 +389,10 @@ def _message_schema(limits: Limits, codec: Codec) -> dict[type[Any], f.Field]:
     ident = (f.query_id(), f.integer(0, 255))
     update = f.struct(m.Update, peer, f.one_of(m.Status), _version())
     updates = f.many(update, 64)
-    distance, mark = f.integer(0, m.DISTANCE_MAX), f.exactly(MARK_BYTES)
-    lines = f.many(f.growing(m.Line, 3, peer, _version(), distance, mark), limits.digest_max)
+    line = (peer, _version(), f.integer(0, m.DISTANCE_MAX), f.exactly(MARK_BYTES))
+    lines = f.many(f.growing(m.Line, 3, *line), limits.digest_max)
     spending = f.struct(m.Spending, peer, f.text(limits.name_bytes_max), f.number(0.0, _COUNT_MAX))
-    parts = _query_schema(limits)
-    chunk = _chunk(limits)
+    parts, chunk = _query_schema(limits), _chunk(limits)
     ended = f.growing(
         Ended,
         5,

@@ -48,8 +48,6 @@ _DIGEST_PAUSE_S = 0.25
 """Seconds between digests to new links. A guess: time for the first to teach us what the second would."""
 _PULL_PATIENCE_S = 2.0
 """Seconds until an unanswered pull is made again from whoever announces next."""
-
-
 _OFFERED_RANDOM = 8
 """Peers told of at random in an exchange, beside those that are near to whoever is told (research: a swap of
 8 in 30 s)."""

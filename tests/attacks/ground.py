@@ -33,7 +33,7 @@ from tests.integration.processes import PeerProcess, until
 from tests.integration.test_public import self_signed
 
 ZONE = "hr"
-QUOTA = 200_000
+QUOTA = 60_000
 """Tokens a minute that one asker may use of the signer's model: several times what the honest ones do."""
 NAMES = ("signer", "hr", "desk")
 HANG_S = 30.0

@@ -369,35 +369,42 @@ async def greedy_asker(ground: Ground) -> Verdict:
     """Ask for as much as there is, without a pause, until the quota of the one that answers is used up; then
     in the name of others, and under a new name of one's own."""
     who, before = Identity.generate(), replace(ground.honest)
-    prompt = "one two " * 2_000
+    prompt = "one two " * 200
     asked = _query(who.id, model="small", messages=(Message("user", prompt),), options=Options(max_tokens=1))
     async with insider(ground, "signer", who) as one:
 
         def refused() -> list[m.Refuse]:
             return [h for h in one.heard if isinstance(h, m.Refuse) and h.reason is Reason.QUOTA]
 
-        for _ in range(2 * QUOTA // len(prompt) * 4):
+        for _ in range(4 * QUOTA * 4 // len(prompt)):
             one.say(m.Forward(replace(asked, id=QueryId(query_id()))))
             await trio.sleep(0.01)
             if refused() or one.ended:
                 break
         used_up = bool(await one.until(refused, 10.0))
-        said = len(one.heard)
-        for origin in (ground.id("desk"), ground.id("hr")):
-            path = (Hop(origin, "x", ""), Hop(who.id, "mallory", ""))
-            one.say(m.Forward(replace(asked, id=QueryId(query_id()), origin=origin, path=path)))
         ghost = Identity.generate()  # anybody can make keys, and sign with them
-        path = (Hop(ghost.id, "x", ""), Hop(who.id, "mallory", ""))
-        posed = replace(asked, id=QueryId(query_id()), origin=ghost.id, path=path)
-        one.say(m.Forward(Origins(ground.codec, _Signer(ghost)).signed(posed, 1)))
-        await one.until(lambda: len(refused()) >= 4 or one.ended, 5.0)
-        answers = [type(h).__name__ for h in one.heard[said:] if isinstance(h, (m.Tokens, m.End))]
-        more = len(refused()) - 1
+        posed = [_posing(asked, origin, who.id) for origin in (ground.id("desk"), ground.id("hr"), ghost.id)]
+        posed[-1] = Origins(ground.codec, _Signer(ghost)).signed(posed[-1], 1)
+        for query in posed:
+            one.say(m.Forward(query))
+        ids = {query.id for query in posed}
+
+        def turned_away() -> set[QueryId]:
+            return {h.query_id for h in refused()} & ids
+
+        await one.until(lambda: turned_away() == ids or one.ended, 5.0)
+        ended = [h for h in one.heard if isinstance(h, m.End) and h.query_id in ids]
     served = await ground.until_answered(10)
     honest = ground.honest.since(before)
-    blocked = used_up and served and more >= 3 and "End" not in answers
-    seen = f"used up: {used_up}; {more} of 3 in other names were refused"
+    blocked = used_up and served and turned_away() == ids and not ended
+    seen = f"used up: {used_up}; {len(turned_away())} of 3 in other names were refused"
     return Verdict(blocked, f"{seen}, honest {honest.answered}/{honest.asked}")
+
+
+def _posing(asked: Query, origin: PeerId, relay: PeerId) -> Query:
+    """Return the same as if `origin` had asked it, and sent it by way of `relay`."""
+    path = (Hop(origin, "x", ""), Hop(relay, "mallory", ""))
+    return replace(asked, id=QueryId(query_id()), origin=origin, path=path)
 
 
 # -- out ----------------------------------------------------------------------------------------------
