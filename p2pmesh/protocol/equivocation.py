@@ -19,7 +19,7 @@ from p2pmesh.record import PeerId, SignedRecord
 KEPT_MAX = 64
 """Most evidence kept for those who have not heard of it, of 32 kB at most each. A guess; the bans themselves
 are all kept."""
-_WHY = "has signed two records of one version: it lies, or its key is in other hands too"
+WHY = "has signed two records of one version: it lies, or its key is in other hands too"
 
 
 class Equivocation:
@@ -44,12 +44,12 @@ class Equivocation:
     def found(self, first: SignedRecord, second: SignedRecord) -> None:
         """Two records that say different things of one version have come here, and both were signed."""
         if self._trust is None:
-            self._out.append(Notify(first.record.id, _WHY))
+            self._out.append(Notify(first.record.id, WHY))
             return
         try:
             self._ban(self._trust, Evidence(first, second), None)
         except Untrusted as exc:
-            self._out.append(Notify(first.record.id, f"{_WHY}; {exc}"))
+            self._out.append(Notify(first.record.id, f"{WHY}; {exc}"))
 
     def received(self, peer: PeerId, evidence: Evidence) -> None:
         """`peer` passes on what somebody found, and cannot have it otherwise than from one who did."""
@@ -65,7 +65,7 @@ class Equivocation:
         try:
             self._ban(self._trust, evidence, peer)
         except Untrusted as exc:  # which says nothing of who passes it on: he may know more signers
-            self._out.append(Notify(evidence.first.record.id, f"{_WHY}; {exc}"))
+            self._out.append(Notify(evidence.first.record.id, f"{WHY}; {exc}"))
 
     def told(self, peer: PeerId, about: PeerId) -> None:
         """`peer` tells of one that is out: it has not heard, perhaps."""
@@ -95,7 +95,7 @@ class Equivocation:
         liar = evidence.first.record.id
         if not trust.ban(liar, (evidence.first.certificate, evidence.second.certificate)):
             return
-        self._out.append(Notify(liar, _WHY))
+        self._out.append(Notify(liar, WHY))
         self._kept[liar] = evidence
         if len(self._kept) > KEPT_MAX:
             del self._kept[next(iter(self._kept))]

@@ -14,6 +14,7 @@
 7. `CONVERGE_S` after the last fault everybody knows everybody who lives and nobody else, or, where there are
    more than one can know, is linked to some of the living and to nobody else; and when all budgets are spent
    nothing is left of any query: at `settled` and `over`.
+8. Nobody signs two records of one version, whatever befell him: when one who is told both says so.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from p2pmesh.config import Config
 from p2pmesh.errors import Reason
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol import messages as m
-from p2pmesh.protocol.equivocation import KEPT_MAX
+from p2pmesh.protocol.equivocation import KEPT_MAX, WHY
 from p2pmesh.protocol.holding import HELD_MAX
 from p2pmesh.protocol.machine import Machine
 from p2pmesh.protocol.quotas import ASKERS_MAX, TOLD_BY_MAX
@@ -169,6 +170,8 @@ class Judge:
                 self._forwarded(ident, effect.peer, effect.message.query)
             if isinstance(effect, e.Send):
                 self._told(ident, effect.peer, effect.message)
+            if isinstance(effect, e.Notify) and WHY in effect.what:
+                raise Violation(f"{ident} has proof that {effect.peer} equivocates, and nobody means to")
         if not isinstance(event, e.Received) or event.peer not in machine.membership.links:
             return  # what was said before the link closed comes to nobody's ears
         if isinstance(event.message, m.Forward):

@@ -17,7 +17,7 @@ from p2pmesh.protocol.messages import Status
 from p2pmesh.protocol.routing import Decision
 from p2pmesh.protocol.sealing import Cover
 from p2pmesh.query import Query, QueryId, Resume
-from p2pmesh.record import GENERAL, PeerId, Version
+from p2pmesh.record import GENERAL, PeerId, PeerRecord, Version
 
 
 @dataclass(frozen=True)
@@ -357,3 +357,14 @@ def _nothing_held_back(machine: Machine) -> None:
 def _held_by_anybody(machine: Machine) -> None:
     """a question is given to a peer to hold that may not see its zone"""
     _replace(machine.backups, _holders=lambda zone: set(machine.membership.links))
+
+
+@_mutant("one-version")
+def _one_version(machine: Machine) -> None:
+    """what a peer says anew of itself has the version of what it said before"""
+    publish = machine.gossip._publish
+
+    def again(record: PeerRecord, after: Version, now: float) -> None:
+        publish(record, Version(after.epoch, max(0, after.seq - 1)), now)
+
+    _replace(machine.gossip, _publish=again)

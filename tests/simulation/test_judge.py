@@ -15,8 +15,9 @@ from p2pmesh.protocol import machine
 from p2pmesh.protocol import messages as m
 from p2pmesh.protocol.sealing import CLOSED
 from p2pmesh.query import Accepted, Chunk, Ended, Hop, Query, Resume, Usage
-from p2pmesh.record import GENERAL, PeerId
+from p2pmesh.record import GENERAL, PeerId, SignedRecord, record_to_sign
 from p2pmesh.sim.judge import SEARCH_EVERY, TICKS_MAX, Judge, Violation
+from p2pmesh.sim.signer import SimSigner
 from p2pmesh.sim.world import Spec, World
 from tests.machines import ME, A, B, Bench, C, D, query
 
@@ -228,6 +229,17 @@ def test_an_answer_by_one_outside_the_zone_fails(judge: Judge) -> None:
     judge.asked(SECRET, 0.0)
     with pytest.raises(Violation, match=r"answers .* of the zone red"):
         judge.generating(C, replace(SECRET, zone=GENERAL), "")
+
+
+def test_proof_that_somebody_equivocates_fails() -> None:
+    world = met(3)
+    ident, other = World.peer(1), World.peer(2)
+    signed = world.nodes[ident].machine.gossip.records[other]
+    record = replace(signed.record, name="another")
+    body = world.nodes[ident].machine.codec.encode_record(record)
+    twice = SignedRecord(record, body, SimSigner(other).sign(record_to_sign(body, b"")))
+    with pytest.raises(Violation, match="p1 has proof that p2 equivocates"):
+        world.happen(ident, e.Received(other, m.Records((twice,))))
 
 
 def test_an_attempt_taken_twice_fails_and_one_refused_is_not_taken(judge: Judge) -> None:
