@@ -66,7 +66,7 @@ def _answer(model: Any, request: dict[str, Any], out: TextIO) -> None:
 def server(options: dict[str, Any]) -> None:
     """Serve until stdin ends. What is set here is named and justified in `benchmarks.engine`."""
     out = _private_stdout()
-    import xllamacpp  # type: ignore[import-untyped, unused-ignore]
+    import xllamacpp  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     params = xllamacpp.CommonParams()
     params.model.path = options["model"]
