@@ -18,8 +18,10 @@ from p2pmesh.protocol.quotas import Quotas
 from p2pmesh.query import Accepted, Hop, Message, Options, Query, Usage
 from p2pmesh.record import GENERAL, Capability, Load, PeerId
 from p2pmesh.sim.signer import SimSigner
-from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent
+from tests.machines import ABLE, ME, MODEL, UNABLE, A, B, Bench, C, D, of, query, sent, signed
 from tests.unit.test_relay import failed, forwarded
+from tests.unit.test_sealing import RED, part
+from tests.unit.test_sealing import asked as sealed_for
 
 TIGHT = Config(quota=Quota(tokens_per_minute=100, zones={"hr": 1_000, "lab": 0}))
 
@@ -260,6 +262,19 @@ def test_what_is_asked_is_signed_on_its_way_and_those_on_it_change_nothing_of_th
     _, onward = forwarded(relay.say(ME, asked))
     assert len(onward.query.path) == 2
     assert origins.proven(onward.query, life)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_who_has_sealed_it_is_charged_if_he_is_known_and_may_see_the_zone(known: bool) -> None:
+    """Anybody can make a key, and seal with it."""
+    bench = Bench(RED, TIGHT)
+    bench.link(C, capability=UNABLE)
+    if known:
+        bench.say(C, m.Records((signed(A, capability=RED),)))
+    outside, _ = part(A).wrap(sealed_for(target=bench.machine.me), "small")
+    assert of(bench.say(C, m.Forward(replace(outside, path=(*outside.path, Hop(C, "c", ""))))), e.Generate)
+    charges = {peer: bench.machine._quotas.used(peer, "red", bench.now) > 0 for peer in (A, C)}
+    assert charges == {A: known, C: not known}
 
 
 def test_how_long_a_prompt_is_nobody_on_the_way_says() -> None:
