@@ -47,6 +47,7 @@ def targets() -> dict[str, Callable[[], Target]]:
         "engine_requests": _engine_requests,
         "statement": _statement,
         "papers": _papers,
+        "change": _change,
         "ticket": _ticket,
         "envelope": _envelope,
         "sealed_piece": _sealed_piece,
@@ -130,7 +131,8 @@ def _statement() -> Target:
     from p2pmesh.trust.statements import Signed
 
     standing = _mesh()
-    good = [standing.genesis.to_bytes(), standing.certificate()]
+    change = standing.approve(standing.roster.change(standing.roster.last, int(time.time())))
+    good = [standing.genesis.to_bytes(), standing.certificate(), change.to_bytes()]
     return Target(Signed.parse, (Untrusted,), good)
 
 
@@ -138,7 +140,19 @@ def _papers() -> Target:
     from p2pmesh.errors import Untrusted
 
     standing = _mesh()
-    return Target(lambda data: standing.judge(standing.me, data), (Untrusted,), [standing.show()])
+    good = [standing.show()]
+    change = standing.approve(standing.roster.change(standing.roster.last, int(time.time())))
+    standing.learn([change.to_bytes()])
+    return Target(lambda data: standing.judge(standing.me, data), (Untrusted,), [*good, standing.show()])
+
+
+def _change() -> Target:
+    from p2pmesh.errors import Untrusted
+    from p2pmesh.peer import signers
+
+    standing = _mesh()
+    proposal = signers.Signers(standing, lambda _: None).change(after_s=60.0)
+    return Target(lambda data: signers.parse(data.decode("latin-1")), (Untrusted,), [proposal.text.encode()])
 
 
 def _ticket() -> Target:
