@@ -70,7 +70,8 @@ def _default(value: ast.expr | None) -> str | None:
     if value is None:
         return "required"
     if isinstance(value, ast.Call):
-        return None
+        made = next((word.value for word in value.keywords if word.arg == "default_factory"), None)
+        return "`{}`" if isinstance(made, ast.Name) and made.id == "dict" else None
     plain = ast.literal_eval(value)
     if plain is None:
         return "none"

@@ -72,28 +72,43 @@ def create(name: str, zones: tuple[str, ...], state: str, as_json: bool) -> None
 
 @mesh.command()
 @_STATE
-def key(state: str) -> None:
-    """Make a signer's key on this machine, if there is none, and print its id.
+@_JSON
+def key(state: str, as_json: bool) -> None:
+    """Make a signer's key on this machine, if there is none, and print its word.
 
-    `p2pmesh mesh change --add ID`, where one signs already, lets it sign too."""
-    from p2pmesh.errors import MeshError
+    `p2pmesh mesh change --add WORD`, where one signs already, lets it sign too."""
+    from p2pmesh.errors import ConfigError, MeshError
     from p2pmesh.net.identity import load_or_create
-    from p2pmesh.peer import credentials
+    from p2pmesh.peer import credentials, signers
     from p2pmesh.peer import state as states
 
     path = states.directory(state)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"cannot use the state directory {path}: {exc.strerror}") from None
         made = load_or_create(path / credentials.SIGNER_KEY)
-    except (MeshError, OSError) as exc:
+    except MeshError as exc:
         _stop(exc)
-    click.echo(made.id)
-    click.echo("a peer that runs here takes it up when it starts next", err=True)
+    word = signers.word_of(made)
+    if as_json:
+        click.echo(json.dumps({"key": word, "id": made.id}))
+        return
+    click.echo(word)
+    click.echo(f"the key {made.id}; a peer that runs here takes it up when it starts next", err=True)
 
 
 @mesh.command()
-@click.option("--add", multiple=True, metavar="ID", help="A key that signs too (`p2pmesh mesh key`).")
-@click.option("--remove", multiple=True, metavar="ID", help="One that signs no more.")
+@click.option(
+    "--add", multiple=True, metavar="WORD", help="A key that signs too, as `p2pmesh mesh key` prints it."
+)
+@click.option(
+    "--remove",
+    multiple=True,
+    metavar="ID",
+    help="One that signs no more: `p2pmesh status --json` has the ids.",
+)
 @click.option("--after", type=Span(), help="When it holds.  [default: 10m; where somebody goes, 1d]")
 @_ANEW
 @_URL
@@ -133,12 +148,17 @@ def sign(
     from p2pmesh.errors import MeshError
     from p2pmesh.peer import signers
 
+    mesh = client.call(client.find(url, state), "GET", "/mesh/v1/status")["mesh"] or {
+        "signers": [{"signers": []}]
+    }
     try:
-        lines = signers.describe(signers.parse(change))
+        lines = signers.describe(signers.parse(change), mesh["signers"][-1]["signers"])
     except MeshError as exc:
         _stop(exc)
     for line in lines:
         click.echo(line, err=True)
+    if not yes and not sys.stdin.isatty():
+        _stop("nobody can be asked here: --yes signs it all the same")
     if not yes:
         click.confirm("sign it?", abort=True, err=True)
     _told(_call(url, state, "sign", {"change": change, "anew": anew, "at_once": at_once}), as_json)
@@ -294,6 +314,6 @@ def _call(url: str | None, state: str, verb: str, body: dict[str, Any]) -> Any:
     return client.call(client.find(url, state), "POST", f"/mesh/v1/{verb}", body, headers)
 
 
-def _stop(failure: Exception) -> NoReturn:
+def _stop(failure: Exception | str) -> NoReturn:
     click.echo(f"p2pmesh: {failure}", err=True)
     sys.exit(1)

@@ -334,6 +334,8 @@ def _chunk(ident: str, created: int, model: str, choices: list[Any]) -> dict[str
 def error(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
     """Return the body of an error."""
     kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == STATUS[Reason.QUOTA]:
+        kind = "rate_limit_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

@@ -36,6 +36,13 @@ def read_bookmark(text: str) -> tuple[QueryId, int, PeerId]:
     return QueryId(match[1]), int(match[2]), PeerId(match[3])
 
 
+def _words(fail: e.Fail) -> str:
+    """Return what its asker is told of a failure."""
+    if fail.reason is Reason.QUOTA:
+        return f"your quota is used up: ask again in {math.ceil(fail.retry_after_s)} s"
+    return fail.detail or fail.reason.value
+
+
 class Answer:
     """An answer on its way. Iterate over it for its pieces; afterwards `text` and the rest are whole.
 
@@ -160,7 +167,7 @@ class Answer:
         interrupted = bool(self.text) and fail.reason is not Reason.DEADLINE
         kind = AnswerInterrupted if interrupted else _ERRORS.get(fail.reason, NoRoute)
         self._error = kind(
-            fail.detail or fail.reason.value,
+            _words(fail),
             reason=fail.reason,
             query_id=self.id,
             path=tuple(hop.name for hop in self.path),

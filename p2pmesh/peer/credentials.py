@@ -6,6 +6,7 @@ judges. A signer's key is a file of its own, made like a peer's, so that it can 
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import Counter
@@ -20,13 +21,14 @@ from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.net import identity as identities
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import state
-from p2pmesh.record import PeerId
+from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust.keys import public_key_of
 from p2pmesh.trust.roster import BANNED_MAX
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.statements import ZONES_MAX, Genesis, Quorum, Signed, check_name
 from p2pmesh.trust.tickets import OPEN_MAX, Invite
 
+_log = logging.getLogger("p2pmesh.peer")
 SIGNER_KEY = "signer.key"
 CONTACTS_MAX = 4
 """Most addresses kept of who let this peer in."""
@@ -88,10 +90,18 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
             )
         for zone, peers in zones.items():
             check_name("a zone", zone)
+            if zone == GENERAL:
+                raise Untrusted("everybody sees the general zone")
             for peer in peers:
                 check_id(peer)
     except Untrusted as exc:
         raise ConfigError(f"zones: {exc}") from None
+    if not standing.signs:
+        _log.warning("this machine signs for nobody, so what its [zones] say has no effect")
+    elif lost := [z for z in standing.zones() if z in zones and standing.me not in zones[z]]:
+        _log.warning(
+            "by its own [zones] this peer will not see %s: add %s to the list", ", ".join(lost), standing.me
+        )
     standing.policy = {zone: frozenset(map(PeerId, peers)) for zone, peers in zones.items()}
     standing.renewal()
 

@@ -10,8 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from p2pmesh.errors import ConfigError, Untrusted
-from p2pmesh.peer import credentials
+from p2pmesh.net.identity import Identity
+from p2pmesh.record import PeerId
+from p2pmesh.trust.keys import verify
 from p2pmesh.trust.standing import Standing
 from p2pmesh.trust.statements import Change, Quorum, Signed
 
@@ -24,7 +28,8 @@ SOON_S = 60.0
 """Seconds within which that cannot be waited for."""
 AFTER_MAX_S = 7 * 86_400.0
 """Longest such time: as long as a certificate lasts."""
-_PREFIX = "p2pmesh-change-"
+_CHANGE, _KEY = "p2pmesh-change-", "p2pmesh-key-"
+_DOMAIN = b"p2pmesh/signer/1\0"
 
 
 class Proposal(NamedTuple):
@@ -59,7 +64,8 @@ class Signers:
         after_s: float | None = None,
         anew: bool = False,
     ) -> Proposal:
-        """Let others sign in `after_s` seconds (None: `AFTER_S`, or `AFTER_REMOVAL_S`): keys by their ids.
+        """Let others sign in `after_s` seconds (None: `AFTER_S`, or `AFTER_REMOVAL_S`): `add` keys by the
+        words that `word_of` makes of them, `remove` them by their ids.
 
         Most of those who sign until then must sign the change; where this machine's signature is enough it
         holds, and all hear of it. It signs no two that follow on the same one, as there would be two meshes,
@@ -74,9 +80,9 @@ class Signers:
         before = self._standing.roster.last
         if unknown := sorted(set(remove) - set(before.signers)):
             raise Untrusted(f"{unknown[0][:80]!r} is none of the signers")
-        for signer in add:
-            credentials.check_id(signer)
-        signers = tuple(sorted({*before.signers, *add} - set(remove)))
+        signers = tuple(sorted({*before.signers, *map(read_word, add)} - set(remove)))
+        if signers == before.signers:
+            raise Untrusted("nothing would change: those sign already, or will")
         if len(signers) < before.zoned:
             raise Untrusted(f"it takes {before.zoned} signers, and there would be {len(signers)}")
         quorum = Quorum(signers, before.admit, before.zoned)
@@ -105,33 +111,60 @@ class Signers:
                 self._tell(statement)
             if self._standing.unkept:
                 raise ConfigError(f"it holds, and is forgotten when this peer ends: {self._standing.unkept}")
-        return Proposal(_PREFIX + base64.urlsafe_b64encode(change.to_bytes()).decode().rstrip("="), missing)
+        return Proposal(_CHANGE + _encoded(change.to_bytes()), missing)
+
+
+def word_of(key: Identity) -> str:
+    """Return the word by which others let `key` sign: its id, and a proof that somebody has it. A signer whom
+    nobody is could never agree to anything."""
+    return _KEY + _encoded(msgspec.msgpack.encode((key.id, key.sign(_DOMAIN + key.id.encode()))))
+
+
+def read_word(text: str) -> PeerId:
+    """Return the id of the key that `text` is the word of. Raises Untrusted where it is of none."""
+    try:
+        signer, signature = msgspec.msgpack.decode(_decoded(_KEY, text), type=tuple[str, bytes])
+        if verify(signer, _DOMAIN + signer.encode(), signature):
+            return PeerId(signer)
+    except (ValueError, msgspec.MsgspecError):
+        pass
+    raise Untrusted(
+        f"{text[:40]!r} is no word of a signer's key: `p2pmesh mesh key` prints one, on its machine"
+    )
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _decoded(prefix: str, text: str) -> bytes:
+    word = text.strip()
+    if not word.startswith(prefix):
+        raise ValueError
+    body = word.removeprefix(prefix)
+    return base64.b64decode(body + "=" * (-len(body) % 4), b"-_", validate=True)
 
 
 def parse(text: str) -> Signed:
     """Return the change of signers that `text` is. Raises Untrusted where it is none."""
-    word = text.strip()
     try:
-        if not word.startswith(_PREFIX):
-            raise ValueError
-        body = word.removeprefix(_PREFIX)
-        data = base64.b64decode(body + "=" * (-len(body) % 4), b"-_", validate=True)
-    except ValueError:
-        raise Untrusted(f"not a change of signers: {word[:40]!r}") from None
-    change = Signed.parse(data)
+        change = Signed.parse(_decoded(_CHANGE, text))
+    except (ValueError, Untrusted):
+        raise Untrusted(f"not a change of signers, or not all of it: {text.strip()[:40]!r}") from None
     if not isinstance(change.statement, Change):
         raise Untrusted("it is no change of signers")
     return change
 
 
-def describe(change: Signed) -> list[str]:
-    """Return what `change` says, a line each, for whoever is to sign it."""
+def describe(change: Signed, before: Sequence[str]) -> list[str]:
+    """Return what `change` says to those who know who signs `before`, a line each."""
     said = change.statement
     assert isinstance(said, Change)
-    quorum = said.quorum
+    after = said.quorum.signers
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(said.at))
+    marks = {signer: "+" for signer in after if signer not in before}
+    marks |= {signer: "-" for signer in before if signer not in after}
     return [
-        f"from {when} on the signers of mesh {said.mesh.hex()[:16]} are:",
-        *(f"  {signer}" for signer in quorum.signers),
-        f"of whom {quorum.admit} let a peer in, and {quorum.zoned} let it see a zone",
+        f"from {when} on these sign (+: anew; -: no more):",
+        *(f"  {marks.get(signer, ' ')} {signer}" for signer in sorted({*before, *after})),
     ]

@@ -8,6 +8,14 @@ from p2pmesh.record import PeerId
 from p2pmesh.trust.roster import SKEW_S, Member
 from p2pmesh.trust.statements import Certificate, Statement
 
+NO_KEY = (
+    "this peer signs for nobody: no signer's key was on this machine when it was started (`p2pmesh mesh key` "
+    "makes one, and `p2pmesh mesh change --add`, where one signs already, lets it sign)"
+)
+NOT_A_SIGNER = (
+    "this peer signs for nobody: the signer's key on this machine is not, or not yet, one of those who sign "
+    "(`p2pmesh status --json` has them)"
+)
 TWO_CHANGES = (
     "this machine has signed another change that does not hold yet, and two would make two meshes: --anew "
     "signs this one all the same; see that nobody signs the other"

@@ -87,7 +87,10 @@ class Roster:
 
     def from_now_on(self, now: float) -> list[tuple[int, Quorum]]:
         """Return who signs at `now`, and who will, each with since when in Unix seconds (0: the start)."""
-        heads = [(0 if since == -math.inf else int(since), quorum) for _, since, quorum in self._heads]
+        heads: list[tuple[int, Quorum]] = []
+        for _, since, quorum in self._heads:  # a later one that holds sooner takes the place of an earlier
+            heads = [(at, earlier) for at, earlier in heads if at < since]
+            heads.append((0 if since == -math.inf else int(since), quorum))
         return heads[max(index for index, (since, _) in enumerate(heads) if since <= now) :]
 
     @property
@@ -95,10 +98,9 @@ class Roster:
         """Who signs when all changes hold."""
         return self._heads[-1][2]
 
-    def upcoming(self, now: float) -> Quorum | None:
-        """Return who will sign when all changes hold; None: those who do."""
-        _, since, quorum = self._heads[-1]
-        return quorum if since > now else None
+    def upcoming(self, now: float) -> list[Quorum]:
+        """Return who will sign, in turn, as the changes that are known come to hold."""
+        return [quorum for _, quorum in self.from_now_on(now)[1:]]
 
     def __iter__(self) -> Iterator[Signed]:
         """All there is to tell somebody who knows the genesis, in an order in which it can be taken."""
@@ -153,9 +155,13 @@ class Roster:
         said = change.statement
         if not isinstance(said, Change) or said.mesh != self.mesh:
             raise Untrusted("no change of this mesh's signers")
-        digest, since, quorum = self._heads[-1]
-        if said.number != len(self._heads) or said.after != digest or said.at < since:
+        digest, _, quorum = self._heads[-1]
+        if said.number < len(self._heads) and self._heads[said.number][0] == change.digest:
+            raise Untrusted("it holds already, or will")
+        if said.number != len(self._heads) or said.after != digest:
             raise Untrusted("it does not follow on the last change of signers that is known here")
+        if len(change.signers(_ids(quorum))) < sum(s in quorum.signers for s, _ in change.signatures):
+            raise Untrusted("a signature under it does not hold: is it the whole word?")
         if len({*quorum.signers, *said.quorum.signers}) > SIGNERS_MAX:
             raise Untrusted(f"those who sign and those who are to sign are more than {SIGNERS_MAX}")
         bodies = sum(len(one.body) for one in (*self.changes, change))

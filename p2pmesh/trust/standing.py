@@ -14,7 +14,7 @@ import msgspec
 from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
-from p2pmesh.trust.grants import TWO_CHANGES, is_fair, zones_by
+from p2pmesh.trust.grants import NO_KEY, NOT_A_SIGNER, TWO_CHANGES, is_fair, zones_by
 from p2pmesh.trust.papers import Papers, Secret, Welcome, read_shown
 from p2pmesh.trust.roster import EQUIVOCATES, LIFE_MAX_S, SKEW_S, Member, Roster
 from p2pmesh.trust.statements import (
@@ -321,8 +321,7 @@ class Standing:
 
     def _will_hold(self, certificate: Signed, now: float) -> bool:
         """Whether `certificate` holds as well when the signers will have changed as is known already."""
-        upcoming = self.roster.upcoming(now)
-        return upcoming is None or self._grants_all(certificate, now, upcoming)
+        return all(self._grants_all(certificate, now, quorum) for quorum in self.roster.upcoming(now))
 
     def _show_from_now_on(self, certificate: Signed) -> None:
         self.own = certificate
@@ -346,6 +345,7 @@ class Standing:
         Raises Untrusted where this peer alone cannot let them in."""
         now = self._clock()
         self.certify(self.me, zones, int(now))  # what could not be certified then is refused now
+        self.member()  # to one that is outside nobody comes
         ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
         self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now))
         return Ticket.parse(str(ticket))
@@ -390,8 +390,7 @@ class Standing:
         """Return `change`, signed by this machine too; where that is enough it holds, and `learn` takes it.
         Raises Untrusted where this peer is no signer, it does not follow on the last change, or this machine
         has signed another that does not either: `anew` says that nobody else will sign that one."""
-        if self._key is None or self._key.id not in self.roster.last.signers:
-            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+        key = self._signing(self.roster.last)
         self.roster.missing(change)
         number = len(self.roster.changes) + 1
         if not anew and self.approved[0] == number and self.approved[1] != change.digest:
@@ -402,11 +401,13 @@ class Standing:
         except MeshError:
             self.approved = before
             raise
-        return change.signed([self._key])
+        return change.signed([key])
 
-    def _signing(self) -> Signer:
-        if self._key is None or self._key.id not in self.roster.quorum(self._clock()).signers:
-            raise Untrusted("this peer signs for nobody: no signer's key is on this machine")
+    def _signing(self, quorum: Quorum | None = None) -> Signer:
+        if self._key is None:
+            raise Untrusted(NO_KEY)
+        if self._key.id not in (quorum or self.roster.quorum(self._clock())).signers:
+            raise Untrusted(NOT_A_SIGNER)
         return self._key
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:

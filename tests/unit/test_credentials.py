@@ -76,6 +76,7 @@ def test_a_policy_is_applied_to_this_peer_too(tmp_path: Path) -> None:
         ({"h r": ()}, "a zone has a name"),
         ({"hr": ("blaise",)}, "'blaise' is no id"),
         ({"hr": ("",)}, "no id"),
+        ({"general": ()}, "everybody sees"),
         ({f"z{i}": (ADA,) for i in range(16)}, "room for 15 zones"),
     ],
 )

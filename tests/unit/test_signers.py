@@ -35,6 +35,7 @@ from tests.unit.test_standing import Clock, clock, member
 
 __all__ = ["clock"]
 A, B, C, D = KEYS[:4]
+word = peer_signers.word_of
 ONE = genesis(A)
 THREE = genesis(A, B, C)
 
@@ -47,13 +48,13 @@ def test_who_signs_changes_when_it_says_and_certificates_count_by_who_signs_then
     old, new = certificate(ONE, A), certificate(ONE, B)
     assert roster.add(change(ONE, [], A, to=(B,), at=NOW + 60), NOW)
     assert roster.quorum(NOW).signers == (A.id,)
-    assert roster.upcoming(NOW) == roster.last == quorum(B)
+    assert roster.upcoming(NOW) == [roster.last] == [quorum(B)]
     assert roster.check(old, ADA, NOW + 59)
     assert roster.check(new, ADA, NOW + 60)
     for signed, now in ((new, NOW + 59), (old, NOW + 60)):
         with pytest.raises(Untrusted, match="0 of 1 signers"):
             roster.check(signed, ADA, now)
-    assert roster.upcoming(NOW + 60) is None
+    assert not roster.upcoming(NOW + 60)
 
 
 @pytest.mark.parametrize(("keys", "missing"), [((), 2), ((A,), 1), ((D,), 2), ((A, D), 1), ((A, C), 0)])
@@ -120,12 +121,31 @@ def test_how_long_the_history_is_does_not_depend_on_who_tells_it(monkeypatch: py
     assert len(set(rosters_heard)) == 1
 
 
-def test_a_change_does_not_hold_before_the_one_that_it_follows_on() -> None:
-    roster = Roster(ONE)
-    first = change(ONE, [], A, to=(B,), at=NOW + 60)
+def test_a_change_that_holds_sooner_takes_the_place_of_the_one_that_it_follows_on() -> None:
+    """A key that was stolen could not be replaced while a change was pending."""
+    roster = Roster(genesis(A, B))
+    mesh = genesis(A, B)
+    first = change(mesh, [], A, B, to=(A,), at=NOW + 600)
     roster.add(first, NOW)
-    with pytest.raises(Untrusted, match="does not follow"):
-        roster.add(change(ONE, [first], B, to=(C,), at=NOW + 59), NOW)
+    with pytest.raises(Untrusted, match="1 more"):  # the thief cannot say so
+        roster.add(change(mesh, [first], B, to=(B,), at=NOW), NOW)
+    roster.add(change(mesh, [first], A, to=(A, C), at=NOW), NOW)
+    for now in (NOW, NOW + 600, NOW + 9_000):
+        assert roster.quorum(now) == quorum(A, C)
+        assert roster.from_now_on(now) == [(NOW, quorum(A, C))]
+    assert not roster.upcoming(NOW)
+
+
+def test_a_certificate_must_hold_through_all_changes_that_are_known(clock: Clock) -> None:
+    ada = member(clock, mesh=ONE, by=(A, C))
+    first = change(ONE, [], A, to=(B, C), at=NOW + 60)
+    ada.learn([first.to_bytes(), change(ONE, [first], B, C, to=(C,), at=NOW + 600).to_bytes()])
+    assert ada.renewal() == b""
+    other = member(clock, CARL, mesh=ONE, by=(A,))
+    second = change(ONE, [first], B, C, to=(A,), at=NOW + 600)
+    other.learn([first.to_bytes(), second.to_bytes()])
+    assert other.roster.upcoming(NOW) == [quorum(B, C), quorum(A)]
+    assert other.renewal()  # it would not hold between the two
 
 
 def test_so_many_sign_at_most_and_so_long_is_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +376,7 @@ def today(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_where_one_signs_his_word_is_enough_and_all_hear_of_it(today: Clock) -> None:
     signers, told = room(signing(today, A))
-    proposal = signers.change(add=[B.id], after_s=60.0)
+    proposal = signers.change(add=[word(B)], after_s=60.0)
     assert proposal.missing == 0
     assert [Signed.parse(data).statement for data in told] == [peer_signers.parse(proposal.text).statement]
     both = {"signers": sorted([A.id, B.id]), "admit": 1, "zoned": 1}
@@ -377,10 +397,11 @@ def test_where_three_sign_a_second_one_must_say_so_too(today: Clock) -> None:
     assert not told
     assert two.sign(f" {proposal.text}\n").missing == 0
     assert len(told_too) == 1
-    lines = "\n".join(peer_signers.describe(peer_signers.parse(proposal.text)))
-    assert A.id in lines
-    assert C.id not in lines
-    assert f"of mesh {THREE.digest.hex()[:16]}" in lines
+    before = [A.id, B.id, C.id]
+    lines = peer_signers.describe(peer_signers.parse(proposal.text), before)[1:]
+    assert sorted(lines) == sorted([f"    {A.id}", f"    {B.id}", f"  - {C.id}"])
+    anew = peer_signers.parse(room(signing(today, A))[0].change(add=[word(D)]).text)
+    assert f"  + {D.id}" in peer_signers.describe(anew, [A.id])
 
 
 @pytest.mark.parametrize(
@@ -388,9 +409,13 @@ def test_where_three_sign_a_second_one_must_say_so_too(today: Clock) -> None:
     [
         ({"remove": [D.id]}, "none of the signers"),
         ({"remove": [A.id]}, "it takes 1 signers"),
-        ({"add": ["nobody"]}, "'nobody' is no id"),
-        ({"add": [B.id], "after_s": -1.0}, "holds within 7 days"),
-        ({"add": [B.id], "after_s": float("nan")}, "holds within 7 days"),
+        ({"add": ["nobody"]}, "'nobody' is no word of a signer's key"),
+        ({"add": [B.id]}, "no word of a signer's key"),  # which may be a peer's, or anybody's
+        ({"add": [word(B)[:-4] + "AAAA"]}, "no word of a signer's key"),
+        ({}, "nothing would change"),
+        ({"add": [word(A)]}, "nothing would change"),
+        ({"add": [word(B)], "after_s": -1.0}, "holds within 7 days"),
+        ({"add": [word(B)], "after_s": float("nan")}, "holds within 7 days"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_changes(
@@ -423,11 +448,23 @@ def test_where_somebody_goes_there_is_a_day_to_renew_certificates(today: Clock) 
     assert said.at == NOW + DAY
 
 
+def test_a_word_that_was_damaged_or_holds_already_is_told_of(today: Clock) -> None:
+    one, _ = room(signing(today, A, THREE))
+    two, _ = room(signing(today, B, THREE, CARL))
+    text = one.change(add=[word(D)]).text
+    for broken in (text + "A", text[:-4] + ("AAAA" if text[-4:] != "AAAA" else "BBBB")):
+        with pytest.raises(Untrusted, match=r"not all of it|does not hold"):
+            two.sign(broken)
+    whole = two.sign(text)
+    with pytest.raises(Untrusted, match="holds already"):
+        two.sign(whole.text)
+
+
 def test_nobody_signs_two_that_follow_on_the_same_one_unawares(today: Clock) -> None:
     """Two of three, each with one of the others: there were two meshes."""
     standing = signing(today, A, THREE)
     signers, _ = room(standing)
-    first = signers.change(add=[D.id])
+    first = signers.change(add=[word(D)])
     assert signers.sign(first.text) == first
     with pytest.raises(Untrusted, match="two would make two meshes"):
         signers.change(remove=[C.id])
@@ -446,7 +483,7 @@ def test_what_was_signed_is_written_down_before_it_is_given(today: Clock) -> Non
     standing.on_change = full
     signers, told = room(standing)
     with pytest.raises(ConfigError, match="no space"):
-        signers.change(add=[B.id])
+        signers.change(add=[word(B)])
     assert standing.approved == (0, b"")
     assert not told
 
@@ -454,21 +491,21 @@ def test_what_was_signed_is_written_down_before_it_is_given(today: Clock) -> Non
 def test_nobody_signs_a_change_without_a_signer_s_key(today: Clock) -> None:
     signers, _ = room(member(today, mesh=ONE))
     with pytest.raises(Untrusted, match="signs for nobody"):
-        signers.change(add=[B.id])
+        signers.change(add=[word(B)])
     signers, _ = room(signing(today, B))
     with pytest.raises(Untrusted, match="signs for nobody"):
-        signers.sign(room(signing(today, A))[0].change(add=[B.id]).text)
+        signers.sign(room(signing(today, A))[0].change(add=[word(C)]).text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "p2pmesh-change-", "p2pmesh-change-!!", "ticket", "p2pmesh-change-AAAA"]
 )
 def test_what_is_no_change_is_not_signed(text: str) -> None:
-    with pytest.raises(Untrusted, match="not a"):
+    with pytest.raises(Untrusted, match="not a change of signers, or not all of it"):
         peer_signers.parse(text)
 
 
 def test_another_statement_is_no_change() -> None:
-    word = base64.urlsafe_b64encode(revocation(ONE, A).to_bytes()).decode().rstrip("=")
+    said = base64.urlsafe_b64encode(revocation(ONE, A).to_bytes()).decode().rstrip("=")
     with pytest.raises(Untrusted, match="no change"):
-        peer_signers.parse("p2pmesh-change-" + word)
+        peer_signers.parse("p2pmesh-change-" + said)

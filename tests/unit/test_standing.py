@@ -200,7 +200,7 @@ def test_what_is_given_for_a_ticket_must_be_of_its_mesh_and_for_its_holder(clock
 def test_only_who_has_a_key_that_suffices_lets_in(clock: Clock) -> None:
     with pytest.raises(Untrusted, match="no signer's key"):
         member(clock).invite(SECRET, (), (), 60.0, 1)
-    with pytest.raises(Untrusted, match="no signer's key"):
+    with pytest.raises(Untrusted, match="signs for nobody"):
         member(clock, key=KEYS[1]).invite(SECRET, (), (), 60.0, 1)
     two = member(clock, mesh=THREE, by=tuple(KEYS[:2]), key=KEYS[0])
     with pytest.raises(Untrusted, match="takes 2 signers"):
@@ -278,6 +278,14 @@ def test_a_ticket_as_old_as_the_ban_is_refused_and_not_used_up(clock: Clock) -> 
     with pytest.raises(Untrusted, match="newer ticket"):
         blaise.admit(ADA, shown_for(spare))
     assert blaise.admit(CARL, shown_for(spare))
+
+
+def test_one_that_is_outside_lets_nobody_in(clock: Clock) -> None:
+    """It gave tickets to where nobody else was."""
+    blaise = signer(clock)
+    blaise.learn([revocation(MESH, KEYS[0], peer=BLAISE).to_bytes()])
+    with pytest.raises(Untrusted, match="thrown out"):
+        blaise.invite(SECRET, (), (), 60.0, 1)
 
 
 def test_what_bans_nobody_changes_nothing(clock: Clock) -> None:
