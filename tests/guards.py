@@ -93,13 +93,13 @@ WEAKENINGS = (
     ),
     Weakening(
         "trust/roster.py",
-        "if all(len(certificate.signers(_ids(q))) < q.admit for _, _, q in self._heads):",
+        "if not _any_admits(certificate, [quorum for _, _, quorum in self._heads]):",
         "if False:",
         "roster standing",
     ),
-    Weakening("trust/roster.py", "if said.at > now + AHEAD_MAX_S:", "if False:", "signers"),
+    Weakening("trust/roster.py", "if said.at > now + AHEAD_MAX_S and not judged:", "if False:", "signers"),
     Weakening(
-        "trust/roster.py", "signed = signed.only(self.signers(now))\n        counts", "counts", "signers"
+        "trust/roster.py", "signed = signed if judged else signed.only(self.signers(now))", "pass", "signers"
     ),
     Weakening("protocol/equivocation.py", "if one.mark == other.mark:", "if False:", "equivocation"),
     Weakening(
@@ -161,6 +161,18 @@ WEAKENINGS = (
         "if said.number != len(self._heads):",
         "signers",
     ),
+    Weakening(
+        "trust/roster.py",
+        "return [last, self.quorum(said.at)] if said.at < since else [last]",
+        "return [last]",
+        "signers",
+    ),
+    Weakening(
+        "trust/roster.py",
+        "if (said.quorum.admit, said.quorum.zoned) != (quorum.admit, quorum.zoned):",
+        "if False:",
+        "signers",
+    ),
     Weakening("trust/roster.py", "return len(quorum.signers) // 2 + 1", "return 1", "signers"),
     Weakening("trust/roster.py", "if signed.digest != self._heads[said.number][0]:", "if False:", "signers"),
     Weakening(
@@ -171,7 +183,7 @@ WEAKENINGS = (
     ),
     Weakening(
         "trust/standing.py",
-        "self.invites = tuple(invite for invite in self.invites if out not in invite.used)",
+        "self.invites = tuple(one for one in self.invites if out not in one.used or one.made > at)",
         "pass",
         "standing",
     ),

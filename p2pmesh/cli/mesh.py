@@ -148,11 +148,10 @@ def sign(
     from p2pmesh.errors import MeshError
     from p2pmesh.peer import signers
 
-    mesh = client.call(client.find(url, state), "GET", "/mesh/v1/status")["mesh"] or {
-        "signers": [{"signers": []}]
-    }
+    mesh = client.call(client.find(url, state), "GET", "/mesh/v1/status")["mesh"]
+    before = {signer for row in mesh["signers"] for signer in row["signers"]} if mesh else ()
     try:
-        lines = signers.describe(signers.parse(change), mesh["signers"][-1]["signers"])
+        lines = signers.describe(signers.parse(change), before)
     except MeshError as exc:
         _stop(exc)
     for line in lines:

@@ -102,7 +102,7 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
         _log.warning(
             "by its own [zones] this peer will not see %s: add %s to the list", ", ".join(lost), standing.me
         )
-    standing.policy = {zone: frozenset(map(PeerId, peers)) for zone, peers in zones.items()}
+    standing.policy.zones = {zone: frozenset(map(PeerId, peers)) for zone, peers in zones.items()}
     standing.renewal()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -74,7 +74,7 @@ class Signers:
         down.
         """
         if after_s is None:
-            after_s = AFTER_REMOVAL_S if remove else AFTER_S
+            after_s = AFTER_REMOVAL_S if remove or len(self.rows()) > 1 else AFTER_S
         if not 0.0 <= after_s <= AFTER_MAX_S:
             raise Untrusted(f"a change holds within {AFTER_MAX_S // 86_400:.0f} days, not after {after_s} s")
         before = self._standing.roster.last
@@ -95,7 +95,8 @@ class Signers:
         change = parse(text)
         assert isinstance(change.statement, Change)
         left_s = change.statement.at - time.time()
-        gone = set(self._standing.roster.last.signers) - set(change.statement.quorum.signers)
+        # Also whom a change that is pending takes away, and this one sooner.
+        gone = self._standing.roster.signers(time.time()) - set(change.statement.quorum.signers)
         if gone and left_s < SOON_S and not at_once:
             raise Untrusted(
                 f"it holds in {max(0.0, left_s):.0f} s, and certificates that only those have signed who go "
@@ -107,11 +108,20 @@ class Signers:
         missing = self._standing.roster.missing(change)
         if not missing:
             new, _ = self._standing.learn([change.to_bytes()])
-            for statement in (*new, *self._standing.heard()):
+            for statement in (*new, *self._restated()):
                 self._tell(statement)
             if self._standing.unkept:
                 raise ConfigError(f"it holds, and is forgotten when this peer ends: {self._standing.unkept}")
         return Proposal(_CHANGE + _encoded(change.to_bytes()), missing)
+
+    def _restated(self) -> list[bytes]:
+        """Say again, where this machine's key will sign, whom those alone have thrown out who will not. Once,
+        by who has just made a change hold: later it would be the word of one who may say anything."""
+        try:
+            again = [self._standing.signed(said) for said in self._standing.roster.orphaned()]
+        except Untrusted:
+            return []
+        return self._standing.learn([signed.to_bytes() for signed in again])[0]
 
 
 def word_of(key: Identity) -> str:
@@ -156,7 +166,7 @@ def parse(text: str) -> Signed:
     return change
 
 
-def describe(change: Signed, before: Sequence[str]) -> list[str]:
+def describe(change: Signed, before: Collection[str]) -> list[str]:
     """Return what `change` says to those who know who signs `before`, a line each."""
     said = change.statement
     assert isinstance(said, Change)

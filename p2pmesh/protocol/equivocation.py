@@ -61,7 +61,6 @@ class Equivocation:
             self._out.append(Notify(peer, f"passes on evidence that proves nothing: {exc}"))
             self._out.append(Hangup(peer))
             return
-        self._told.add((peer, evidence.first.record.id))
         try:
             self._ban(self._trust, evidence, peer)
         except Untrusted as exc:  # which says nothing of who passes it on: he may know more signers
@@ -97,6 +96,8 @@ class Equivocation:
             return
         self._out.append(Notify(liar, WHY))
         self._kept[liar] = evidence
+        if came_from is not None:
+            self._told.add((came_from, liar))
         if len(self._kept) > KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         for peer in sorted(self._links):

@@ -100,11 +100,11 @@ class Flight:
     """Who is charged for it here; None: nobody, it was asked here or is answered elsewhere."""
     charged: bool = False
     """Whether he was found to have enough of his quota left."""
-    reserved: int = 0
-    """Tokens that he was charged for at `reserved_at`: what it is expected to take."""
-    reserved_at: float = 0.0
+    charged_at: float = 0.0
+    """When he was charged for what it is expected to take."""
+    prompt: int = 0
     foreseen: int = 0
-    """Those of them that are of its answer."""
+    """Tokens of that: of what is read, and of the answer."""
     wrote: int = 0
     """Tokens that were written for it here."""
     crashes: int = 0

@@ -121,12 +121,12 @@ class Local:
         """Return the digest of the model called `model`."""
         return self._models[model].digest
 
-    def abort(self, query_id: QueryId, attempt: int) -> None:
-        """Nobody waits for it."""
+    def abort(self, query_id: QueryId, attempt: int) -> Job | None:
+        """Nobody waits for it. Returns what it was."""
         job = self._jobs.get(query_id)
         if job is not None and job.started_at is not None:
             self._out.append(Abort(query_id, attempt))
-        self.finished(query_id)
+        return self.finished(query_id)
 
     def progressed(self, query_id: QueryId, tokens: int) -> None:
         """It wrote `tokens` more."""

@@ -16,7 +16,7 @@ from p2pmesh.protocol.breakers import Breakers
 from p2pmesh.protocol.events import Failed, Finished, Generated
 from p2pmesh.protocol.flight import Flight, Phase, brief
 from p2pmesh.protocol.flights import Flights
-from p2pmesh.protocol.local import Local
+from p2pmesh.protocol.local import Job, Local
 from p2pmesh.protocol.messages import Refuse
 from p2pmesh.protocol.origins import Origins
 from p2pmesh.protocol.quotas import Quotas
@@ -100,46 +100,39 @@ class Serving:
         if flight.asker is not None:
             written = 0 if flight.query.accepted is None else len(flight.query.accepted.tokens)
             answer = self._local.lengths.left(flight.query.options.max_tokens, written)
-            flight.foreseen = math.ceil(answer)
-            flight.reserved = prompt_tokens_by_bytes(flight.query, self._routing) + flight.foreseen
-            flight.reserved_at = now
-            self._quotas.charge(flight.asker, flight.query.zone, flight.reserved, now)
+            flight.prompt = prompt_tokens_by_bytes(flight.query, self._routing) + written
+            flight.foreseen, flight.wrote, flight.charged_at = math.ceil(answer), 0, now
+            self._quotas.charge(flight.asker, flight.query.zone, flight.prompt + flight.foreseen, now)
 
     def _wrote(self, flight: Flight, tokens: int, now: float) -> None:
         """Charge at once what was not foreseen."""
+        over = flight.wrote + tokens - max(flight.wrote, flight.foreseen)
         flight.wrote += tokens
-        over = flight.wrote - flight.foreseen
         if flight.asker is not None and over > 0:
             self._quotas.charge(flight.asker, flight.query.zone, over, now)
-            flight.foreseen += over
-            flight.reserved += over
 
-    def _settle(self, flight: Flight, used: int, now: float) -> None:
-        """It is over here, and took `used` tokens: of what was foreseen the rest is given back, or charged on
-        top."""
-        if flight.asker is not None:
-            zone = flight.query.zone
-            self._quotas.refund(flight.asker, zone, flight.reserved, flight.reserved_at)
-            self._quotas.charge(flight.asker, zone, used, now)
-        flight.reserved = flight.foreseen = flight.wrote = 0
-
-    def _used(self, flight: Flight) -> int:
-        """Return the tokens of a flight that is answered here, as far as it has come: none before the first
-        is written."""
-        if not flight.begun:
-            return 0
-        return prompt_tokens_by_bytes(flight.query, self._routing) + flight.wrote
+    def _settle(self, flight: Flight, job: Job | None, now: float, prompt: int = 0) -> None:
+        """It is over here: what was foreseen and not written is given back, and the prompt too, where no
+        model has begun to read it; else it counts as long as it was, where that is known."""
+        if flight.asker is None:
+            return
+        begun = job is not None and job.started_at is not None
+        back = max(0, flight.foreseen - flight.wrote) + flight.prompt
+        back -= (prompt or flight.prompt) if begun else 0
+        if back > 0:
+            self._quotas.refund(flight.asker, flight.query.zone, back, flight.charged_at)
+        else:
+            self._quotas.charge(flight.asker, flight.query.zone, -back, now)
+        flight.prompt = flight.foreseen = flight.wrote = 0
 
     def stop(self, flight: Flight, now: float) -> None:
         """Nobody waits for it."""
         if flight.phase is Phase.LOCAL:
-            self._local.abort(flight.query.id, flight.query.attempt)
-            self._settle(flight, self._used(flight), now)
+            self._settle(flight, self._local.abort(flight.query.id, flight.query.attempt), now)
 
     def give_up(self, flight: Flight, now: float) -> None:
         """It is not answered here, or not any longer."""
-        self._local.finished(flight.query.id)
-        self._settle(flight, self._used(flight), now)
+        self._settle(flight, self._local.finished(flight.query.id), now)
 
     def generated(self, event: Generated, now: float) -> None:
         """Our model wrote something."""
@@ -158,7 +151,8 @@ class Serving:
         job = self._local.finished(event.query_id)
         assert job is not None, "a flight in phase LOCAL has a job"
         self._local.lengths.observed(event.usage.completion_tokens)
-        self._settle(flight, event.usage.prompt_tokens + flight.wrote, now)
+        written = 0 if flight.query.accepted is None else len(flight.query.accepted.tokens)
+        self._settle(flight, job, now, event.usage.prompt_tokens + written)
         self._breakers.served(self._me, now)
         ended = Ended(event.usage, event.finish_reason, job.model.name, job.model.digest, flight.path)
         self._flights.complete(flight, self._receipts.signed(flight.query, ended, flight.said.digest()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from p2pmesh.record import PeerId
-from p2pmesh.trust.roster import SKEW_S, Member
-from p2pmesh.trust.statements import Certificate, Statement
+from p2pmesh.trust.roster import SKEW_S, Member, Roster
+from p2pmesh.trust.statements import Certificate, Signer, Statement
 
 NO_KEY = (
     "this peer signs for nobody: no signer's key was on this machine when it was started (`p2pmesh mesh key` "
@@ -33,10 +33,21 @@ def is_fair(new: Statement, old: Certificate, member: Member, now: float) -> boo
     )
 
 
-def zones_by(
-    policy: Mapping[str, Collection[PeerId]], peer: PeerId, zones: Collection[str]
-) -> tuple[str, ...]:
-    """Return the zones that `peer`, which had `zones`, is to see by a `policy`: who is named sees a zone that
-    is named there, and nobody else; of the others it says nothing."""
-    kept = {zone for zone in zones if zone not in policy}
-    return tuple(sorted(kept | {zone for zone, peers in policy.items() if peer in peers}))
+class Policy:
+    """Who is to see which zone, where this machine signs; of a zone that is not named tickets decide."""
+
+    def __init__(self, roster: Roster, key: Signer | None) -> None:
+        self.zones: Mapping[str, Collection[PeerId]] = {}
+        self._roster, self._key = roster, key
+
+    def instead(self, peer: PeerId, said: Statement | None, now: float) -> tuple[str, ...] | None:
+        """Return the zones that `peer` is to see in place of those of the certificate `said`: who is named
+        sees a zone, and nobody else. None: it is right as it is, or not for this machine to say. One that
+        will sign no more says nothing: whom it does not renew would be cut off."""
+        quorums = (self._roster.quorum(now), *self._roster.upcoming(now))
+        stays = self._key is not None and all(self._key.id in quorum.signers for quorum in quorums)
+        if not (self.zones and stays and isinstance(said, Certificate)):
+            return None
+        kept = {zone for zone in said.zones if zone not in self.zones}
+        zones = kept | {zone for zone, peers in self.zones.items() if peer in peers}
+        return None if zones == set(said.zones) else tuple(sorted(zones))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from p2pmesh.errors import Untrusted
@@ -24,7 +24,6 @@ from p2pmesh.trust.statements import (
     Quorum,
     Revocation,
     Signed,
-    Signer,
 )
 
 LIFE_MAX_S = 7 * 86_400
@@ -36,8 +35,9 @@ HISTORY_BYTES_MAX = 14_336
 """Longest that all changes of signers are together, in bytes: they are shown at the door, too."""
 _SIGNATURE_BYTES = 122
 """Of one signature with whose it is."""
-AHEAD_MAX_S = 2 * SKEW_S
-"""Most seconds that a revocation may lie ahead: one signer's clock, and another's."""
+AHEAD_MAX_S = 86_400
+"""Most seconds that a revocation may lie ahead: for so long could no ticket make up for it. A guess: a clock
+that is off by a day is noticed."""
 BANNED_MAX = 1_024
 """Most peers that are out for equivocation: each was let in by a signer once. A guess."""
 REVOKED_MAX = 1_024
@@ -76,6 +76,8 @@ class Roster:
         """The latest, by signer and peer."""
         self.banned: dict[PeerId, int] = {}
         """Who equivocates, and since when it was in, in Unix seconds: let in later, it is in again."""
+        self._former: set[PeerId] = set()
+        """Those of them whom only such have let in who sign no more."""
 
     def signers(self, now: float) -> frozenset[PeerId]:
         """Return who signs at `now` or will, in Unix seconds: whose signatures are worth keeping."""
@@ -108,9 +110,10 @@ class Roster:
         told = {signed.to_bytes(): signed for signed in self._revoked.values()}  # it may be of two signers
         yield from (told[data] for data in sorted(told))
 
-    def add(self, signed: Signed, now: float) -> bool:
+    def add(self, signed: Signed, now: float, *, judged: bool = False) -> bool:
         """Take a revocation or a change at `now`, in Unix seconds; return whether it told anything new, and
-        there was room for it. The word of one who signs no more is no news, nor one of the far future.
+        there was room for it. The word of one who signs no more is no news, nor one of the far future, unless
+        it was `judged` before, and kept since.
 
         Raises Untrusted for anything else, what is of another mesh, what no signer said, and a change that is
         none of this history; the roster is then as it was.
@@ -124,9 +127,9 @@ class Roster:
             return self._change(said, signed)
         if not signed.signers(_ids(*(quorum for _, _, quorum in self._heads))):
             raise Untrusted("no signer has said so")
-        if said.at > now + AHEAD_MAX_S:
+        if said.at > now + AHEAD_MAX_S and not judged:
             return False  # no ticket could make up for it
-        signed = signed.only(self.signers(now))
+        signed = signed if judged else signed.only(self.signers(now))
         counts = Counter(signer for signer, _ in self._revoked)
         later = []
         for signer, _ in signed.signatures:
@@ -160,15 +163,24 @@ class Roster:
             raise Untrusted("it holds already, or will")
         if said.number != len(self._heads) or said.after != digest:
             raise Untrusted("it does not follow on the last change of signers that is known here")
+        if (said.quorum.admit, said.quorum.zoned) != (quorum.admit, quorum.zoned):
+            raise Untrusted("how many signers it takes does not change")
         if len(change.signers(_ids(quorum))) < sum(s in quorum.signers for s, _ in change.signatures):
             raise Untrusted("a signature under it does not hold: is it the whole word?")
         if len({*quorum.signers, *said.quorum.signers}) > SIGNERS_MAX:
             raise Untrusted(f"those who sign and those who are to sign are more than {SIGNERS_MAX}")
         bodies = sum(len(one.body) for one in (*self.changes, change))
-        signatures = sum(len(one.signatures) for one in self.changes) + _most(quorum)
+        asked = self._asked(said)
+        signatures = sum(len(one.signatures) for one in self.changes) + sum(map(_most, asked))
         if bodies + signatures * _SIGNATURE_BYTES > HISTORY_BYTES_MAX:
             raise Untrusted("the signers were changed too often: found a new mesh")
-        return max(0, _most(quorum) - len(change.signers(_ids(quorum))))
+        return max(0, *(_most(one) - len(change.signers(_ids(one))) for one in asked))
+
+    def _asked(self, said: Change) -> list[Quorum]:
+        """Return of whom most must sign the next change: those of the last one, and where it is to hold
+        before that does, those as well who sign until then."""
+        _, since, last = self._heads[-1]
+        return [last, self.quorum(said.at)] if said.at < since else [last]
 
     def _change(self, said: Change, signed: Signed) -> bool:
         if said.number < len(self._heads):
@@ -178,10 +190,8 @@ class Roster:
         if missing := self.missing(signed):
             raise Untrusted(f"{missing} more of those who signed until then must say so")
         # No more signatures than it takes, the same everywhere: how long it is must not depend on who tells.
-        before = self.last
-        signed = signed.only(_ids(before))
-        signed = Signed(signed.statement, signed.body, signed.signatures[: _most(before)])
-        self.changes.append(signed)
+        kept = {s for one in self._asked(said) for s in sorted(signed.signers(_ids(one)))[: _most(one)]}
+        self.changes.append(signed.only(kept))
         self._heads.append((signed.digest, float(said.at), said.quorum))
         return True
 
@@ -220,15 +230,24 @@ class Roster:
             raise Untrusted(f"{signed} of {quorum.admit} signers have let it in")
         return signed
 
-    def ban(self, peer: PeerId, certificates: Collection[Signed]) -> bool:
+    def ban(self, peer: PeerId, certificates: Collection[Signed], now: float) -> bool:
         """Let `peer` in no more by what it was let in by at the time of `certificates`: it equivocates.
         Return whether that is news, and there was room for it. Raises Untrusted where one of them never let
         it in, whoever signed at which time; the roster is then as it was."""
-        for certificate in certificates:
-            if all(len(certificate.signers(_ids(q))) < q.admit for _, _, q in self._heads):
-                raise Untrusted("no signers have ever let it in")
         since = max(self._read(certificate, peer).since for certificate in certificates)
-        return self.ban_since(peer, since)
+        for certificate in certificates:
+            if not _any_admits(certificate, [quorum for _, _, quorum in self._heads]):
+                raise Untrusted("no signers have ever let it in")
+        signing = [quorum for _, quorum in self.from_now_on(now)]
+        former = not all(_any_admits(certificate, signing) for certificate in certificates)
+        if peer not in self.banned and len(self.banned) >= BANNED_MAX and not former and self._former:
+            del self.banned[self._former.pop()]  # who signs no more could make up any number of them
+        news = self.ban_since(peer, min(since, int(now) + SKEW_S))
+        if news and former:
+            self._former.add(peer)
+        elif news:
+            self._former.discard(peer)
+        return news
 
     def ban_since(self, peer: PeerId, since: int) -> bool:
         """As `ban`, for who was let in at `since`, in Unix seconds, or earlier."""
@@ -237,15 +256,12 @@ class Roster:
         self.banned[peer] = since
         return True
 
-    def restate(self, key: Signer | None, now: float) -> list[bytes]:
-        """Say again with `key`, where it signs and will, whom those alone have thrown out who will sign no
-        more: their word will not count. Return what is new, to be passed on."""
-        if key is None or key.id not in self.last.signers:
-            return []
+    def orphaned(self) -> list[Signed]:
+        """Return whom those alone have thrown out who will sign no more, as their word will not count: the
+        latest, and no more than half of what one signer has room for."""
         told = {signed.body: signed for signed in self._revoked.values()}
-        orphans = [told[body] for body in sorted(told) if not told[body].signers(_ids(self.last))]
-        again = [signed.signed([key]) for signed in orphans]
-        return [self.kept(one, now) for one in again if self.add(one, now)]
+        orphans = [signed for signed in told.values() if not signed.signers(_ids(self.last))]
+        return sorted(orphans, key=lambda one: (_at(one), one.digest))[-REVOKED_MAX // 2 :]
 
     def revoked_at(self, peer: PeerId, now: float) -> int:
         """Return when, in Unix seconds, `peer` was thrown out the last time, by those who sign at `now`; -1:
@@ -256,6 +272,10 @@ class Roster:
 
 def _ids(*quorums: Quorum) -> frozenset[PeerId]:
     return frozenset(PeerId(signer) for quorum in quorums for signer in quorum.signers)
+
+
+def _any_admits(certificate: Signed, quorums: Iterable[Quorum]) -> bool:
+    return any(len(certificate.signers(_ids(quorum))) >= quorum.admit for quorum in quorums)
 
 
 def _most(quorum: Quorum) -> int:

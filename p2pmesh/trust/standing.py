@@ -14,7 +14,7 @@ import msgspec
 from p2pmesh.errors import MeshError, Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import tickets
-from p2pmesh.trust.grants import NO_KEY, NOT_A_SIGNER, TWO_CHANGES, is_fair, zones_by
+from p2pmesh.trust.grants import NO_KEY, NOT_A_SIGNER, TWO_CHANGES, Policy, is_fair
 from p2pmesh.trust.papers import Papers, Secret, Welcome, read_shown
 from p2pmesh.trust.roster import EQUIVOCATES, LIFE_MAX_S, SKEW_S, Member, Roster
 from p2pmesh.trust.statements import (
@@ -58,7 +58,7 @@ class Standing:
         self.genesis = genesis
         self.roster = Roster(genesis)
         for signed in statements:
-            self.roster.add(signed, clock())
+            self.roster.add(signed, clock(), judged=True)
         for peer, since in (banned or {}).items():
             self.roster.ban_since(peer, since)
         self.own = certificate
@@ -72,8 +72,7 @@ class Standing:
         self.unkept = ""
         self.on_renewal: Callable[[], None] = lambda: None
         """Called when this peer has a new certificate, which may grant other zones."""
-        self.policy: Mapping[str, Collection[PeerId]] = {}
-        """Who is to see which zone, where this machine signs; of a zone that is not named tickets decide."""
+        self.policy = Policy(self.roster, key)
         self._key = key
         self._clock = clock
         self._admitted: dict[PeerId, Signed] = {}
@@ -170,7 +169,7 @@ class Standing:
                 if self.roster.add(signed, now):
                     new.append(self.roster.kept(signed, now))
                     if isinstance(signed.statement, Revocation):
-                        self._void(PeerId(signed.statement.peer))
+                        self._void(PeerId(signed.statement.peer), signed.statement.at)
             except Untrusted as error:
                 wrong = str(error)
                 break
@@ -179,23 +178,22 @@ class Standing:
         return new, wrong
 
     def heard(self) -> list[bytes]:
-        """Return what was learnt at the door since this was last asked, and what this machine says again as
-        those who said it will sign no more."""
+        """Return what was learnt at the door since this was last asked."""
         heard, self._heard = self._heard, []
-        return heard + self.roster.restate(self._key, self._clock())
+        return heard
 
     def ban(self, peer: PeerId, certificates: Sequence[bytes]) -> bool:
         """Let in `peer`, which equivocates, no more by `certificates`; return whether that is news. Raises
         Untrusted where they never let it in."""
-        if not self.roster.ban(peer, [Signed.parse(one) for one in certificates]):
+        if not self.roster.ban(peer, [Signed.parse(one) for one in certificates], self._clock()):
             return False
-        self._void(peer)
+        self._void(peer, self.roster.banned[peer])
         self._changed()
         return True
 
-    def _void(self, out: PeerId) -> None:
+    def _void(self, out: PeerId, at: int) -> None:
         """Take back the tickets that whoever is thrown out has used: he would come again under a new key."""
-        self.invites = tuple(invite for invite in self.invites if out not in invite.used)
+        self.invites = tuple(one for one in self.invites if out not in one.used or one.made > at)
 
     def _changed(self) -> None:
         try:
@@ -244,8 +242,7 @@ class Standing:
     def _renewed_alone(self) -> bytes:
         """Where this peer is not let in any more: one that has the key that suffices was only away for long.
         Any other needs a ticket."""
-        said = self._said
-        now = self._clock()
+        said, now = self._said, self._clock()
         if self.signs and self.roster.revoked_at(self.me, now) < said.since:
             banned = said.since <= self.roster.banned.get(self.me, -1)  # nobody else could let it in
             try:
@@ -287,12 +284,9 @@ class Standing:
         that grants it other zones than it shows; nothing otherwise, and where this machine alone cannot."""
         certificate = self.own if peer == self.me else self._admitted.get(peer)
         now = self._clock()
-        if certificate is None or not self.policy or not self.signs or self.roster.upcoming(now):
-            return b""  # while the signers change, all certificates are renewed as they are
-        assert isinstance(certificate.statement, Certificate)
-        said = certificate.statement
-        zones = zones_by(self.policy, peer, said.zones)
-        if set(zones) == set(said.zones):
+        said = None if certificate is None else certificate.statement
+        zones = self.policy.instead(peer, said, now)
+        if certificate is None or not isinstance(said, Certificate) or zones is None:
             return b""
         try:
             self.roster.check(certificate, peer, now)
@@ -334,6 +328,7 @@ class Standing:
         signed = Signed.parse(papers.draft).only(self.roster.signers(now))
         old = Signed.parse(papers.certificate).statement
         fair = isinstance(old, Certificate) and is_fair(signed.statement, old, member, now)
+        fair = fair and self.policy.instead(member.peer, signed.statement, now) is None
         return signed.signed([self._key]).to_bytes() if fair and self._key is not None else b""
 
     # -- tickets --------------------------------------------------------------------------------------
@@ -386,11 +381,15 @@ class Standing:
 
     # -- who signs ------------------------------------------------------------------------------------
 
+    def signed(self, said: Signed) -> Signed:
+        """Return it, signed by this machine. Raises Untrusted where its key will not sign."""
+        return said.signed([self._signing(self.roster.last)])
+
     def approve(self, change: Signed, anew: bool = False) -> Signed:
         """Return `change`, signed by this machine too; where that is enough it holds, and `learn` takes it.
         Raises Untrusted where this peer is no signer, it does not follow on the last change, or this machine
         has signed another that does not either: `anew` says that nobody else will sign that one."""
-        key = self._signing(self.roster.last)
+        signed = self.signed(change)
         self.roster.missing(change)
         number = len(self.roster.changes) + 1
         if not anew and self.approved[0] == number and self.approved[1] != change.digest:
@@ -401,7 +400,7 @@ class Standing:
         except MeshError:
             self.approved = before
             raise
-        return change.signed([key])
+        return signed
 
     def _signing(self, quorum: Quorum | None = None) -> Signer:
         if self._key is None:

@@ -88,7 +88,7 @@ def test_a_policy_that_cannot_be_is_refused(
         credentials.apply(zones, standing)
     with pytest.raises(ConfigError, match="in no mesh"):
         credentials.apply(zones, None)
-    assert not standing.policy
+    assert not standing.policy.zones
 
 
 def test_who_joins_keeps_where_it_was_let_in_and_signs_nothing(tmp_path: Path) -> None:

@@ -328,13 +328,39 @@ def test_what_was_not_foreseen_is_charged_as_it_comes() -> None:
     assert charged(bench) == pytest.approx(307)
 
 
-def test_what_waited_and_was_never_begun_costs_nothing() -> None:
-    bench = Bench(ABLE, TIGHT)
+def busy() -> Bench:
+    """Both slots are taken by B, and A's is the third."""
+    bench = Bench(ABLE, Config(quota=Quota(tokens_per_minute=1_000)))
     bench.link(A, B, capability=UNABLE)
-    for number, peer in enumerate((B, B, A)):
-        asks(bench, number, peer)
-    bench.say(A, m.Cancel(query(2).id, 0))
+    for number, peer in ((1, B), (2, B), (3, A)):
+        asks(bench, number, peer, messages=(Message("user", "x" * 400),))
+    return bench
+
+
+def test_what_waited_and_was_never_begun_costs_nothing() -> None:
+    bench = busy()
+    bench.say(A, m.Cancel(query(3).id, 0))
     assert charged(bench) == 0.0
+
+
+def test_what_was_read_counts_although_nothing_was_written_yet() -> None:
+    """Who cancelled in time had his prompts read for nothing."""
+    bench = busy()
+    bench.say(B, m.Cancel(query(1).id, 0))
+    assert charged(bench, B) == pytest.approx(228 + 100)
+    asks(bench, 4, A, accepted=Accepted(tuple(range(50)), "x " * 50, 50, MODEL.digest), attempt=1)
+    assert charged(bench) >= 228 + 100 + 50  # what goes on is read as well
+
+
+def test_what_was_charged_as_it_came_is_not_charged_once_more_at_the_end() -> None:
+    bench = served(A)
+    asks(bench, 1, options=Options(max_tokens=4_000))
+    for _ in range(60):
+        bench.now += 5.0
+        bench.handle(e.Generated(query(1).id, 0, tuple(range(50)), "x " * 50))
+    before = charged(bench)
+    bench.handle(e.Finished(query(1).id, 0, Usage(1, 3_000), "stop"))
+    assert charged(bench) == pytest.approx(before, rel=0.01)
 
 
 @pytest.mark.parametrize("end", ["cancelled", "crashed", "gone"])

@@ -17,6 +17,7 @@ from tests.unit.keyring import (
     KEYS,
     NOW,
     certificate,
+    change,
     genesis,
     revocation,
 )
@@ -76,15 +77,15 @@ def test_who_was_thrown_out_comes_back_only_by_a_later_certificate() -> None:
 
 def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
     roster, signed = Roster(ONE), certificate(ONE, KEYS[0])
-    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)))
+    assert roster.ban(ADA, (signed, certificate(ONE, KEYS[0], since=NOW - 9)), NOW)
     with pytest.raises(Untrusted, match="two records of one version"):
         roster.check(signed, ADA, NOW)
     with pytest.raises(Untrusted, match="two records of one version"):  # a renewal is no pardon
         roster.check(certificate(ONE, KEYS[0], begins=NOW + 60), ADA, NOW + 60)
     assert zones(roster, certificate(ONE, KEYS[0], since=NOW + 1))
     assert zones(roster, certificate(ONE, KEYS[0], peer=BLAISE), BLAISE)
-    assert not roster.ban(ADA, (signed,))
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),))
+    assert not roster.ban(ADA, (signed,), NOW)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 1),), NOW)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +95,36 @@ def test_who_equivocates_is_out_until_it_is_let_in_anew() -> None:
 def test_only_who_was_let_in_is_banned(signed: Signed) -> None:
     roster = Roster(ONE)
     with pytest.raises(Untrusted):
-        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed))
+        roster.ban(ADA, (certificate(ONE, KEYS[0]), signed), NOW)
     with pytest.raises(Untrusted, match="another peer's"):
-        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),))
+        roster.ban(BLAISE, (certificate(ONE, KEYS[0]),), NOW)
     assert not roster.banned
 
 
 def test_what_has_expired_bans_too() -> None:
     """Its owner will show a renewed one."""
     roster = Roster(ONE)
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),))
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),), NOW)
+
+
+def test_who_signs_no_more_leaves_room_for_those_that_equivocate_indeed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A key that was replaced let in any number of made-up ones, each of which equivocated."""
+    monkeypatch.setattr(rosters, "BANNED_MAX", 1)
+    roster = Roster(ONE)
+    roster.add(change(ONE, [], KEYS[0], to=(KEYS[1],)), NOW)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0]),), NOW)
+    assert not roster.ban(CARL, (certificate(ONE, KEYS[0], peer=CARL),), NOW)
+    assert roster.ban(BLAISE, (certificate(ONE, KEYS[1], peer=BLAISE),), NOW)
+    assert list(roster.banned) == [BLAISE]
+    assert not roster.ban(ADA, (certificate(ONE, KEYS[1]),), NOW)
+
+
+def test_a_ban_is_of_no_time_to_come() -> None:
+    roster = Roster(ONE)
+    roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 9 * DAY),), NOW)
+    assert roster.banned == {ADA: NOW + SKEW_S}
 
 
 def test_there_is_room_for_so_many_bans(monkeypatch: pytest.MonkeyPatch) -> None:

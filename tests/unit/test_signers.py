@@ -123,17 +123,38 @@ def test_how_long_the_history_is_does_not_depend_on_who_tells_it(monkeypatch: py
 
 def test_a_change_that_holds_sooner_takes_the_place_of_the_one_that_it_follows_on() -> None:
     """A key that was stolen could not be replaced while a change was pending."""
-    roster = Roster(genesis(A, B))
-    mesh = genesis(A, B)
-    first = change(mesh, [], A, B, to=(A,), at=NOW + 600)
+    mesh = genesis(A, B, C)
+    roster = Roster(mesh)
+    first = change(mesh, [], A, B, to=(B, C, D), at=NOW + 600)
     roster.add(first, NOW)
-    with pytest.raises(Untrusted, match="1 more"):  # the thief cannot say so
-        roster.add(change(mesh, [first], B, to=(B,), at=NOW), NOW)
-    roster.add(change(mesh, [first], A, to=(A, C), at=NOW), NOW)
+    sooner = change(mesh, [first], to=(A, B, D), at=NOW)
+    for keys, missing in (((A,), 2), ((C, D), 1), ((A, B), 1), ((A, B, D), 0), ((B, C), 0)):
+        assert roster.missing(sooner.signed(keys)) == missing
+    roster.add(sooner.signed([A, B, D]), NOW)
     for now in (NOW, NOW + 600, NOW + 9_000):
-        assert roster.quorum(now) == quorum(A, C)
-        assert roster.from_now_on(now) == [(NOW, quorum(A, C))]
+        assert roster.quorum(now) == quorum(A, B, D)
+        assert roster.from_now_on(now) == [(NOW, quorum(A, B, D))]
     assert not roster.upcoming(NOW)
+    other = Roster(mesh)
+    for signed in roster:
+        other.add(Signed.parse(signed.to_bytes()), NOW + 700)
+    assert other.last == roster.last
+
+
+def test_those_who_will_sign_do_not_before_their_time() -> None:
+    roster = Roster(ONE)
+    first = change(ONE, [], A, to=(B,), at=NOW + 600)
+    roster.add(first, NOW)
+    for at in (0, NOW):
+        with pytest.raises(Untrusted, match="1 more"):
+            roster.add(change(ONE, [first], B, to=(B,), at=at), NOW)
+
+
+def test_how_many_it_takes_does_not_change() -> None:
+    """Who was to sign one more signer did not see that one alone would suffice from then on."""
+    mesh = genesis(A, B, C, admit=2)
+    with pytest.raises(Untrusted, match="does not change"):
+        Roster(mesh).add(change(mesh, [], A, B, to=(A, B, C, D), admit=1), NOW)
 
 
 def test_a_certificate_must_hold_through_all_changes_that_are_known(clock: Clock) -> None:
@@ -169,12 +190,21 @@ def test_whom_those_threw_out_who_sign_no_more_is_in_again_unless_the_others_say
     assert roster.revoked_at(ADA, NOW) == NOW
     assert roster.revoked_at(ADA, NOW + 60) == -1
     assert roster.revoked_at(BLAISE, NOW + 60) == NOW
-    assert not roster.restate(None, NOW)
-    assert not roster.restate(A, NOW)
-    [again] = roster.restate(B, NOW)
+    [orphan] = roster.orphaned()
+    assert roster.add(orphan.signed([B]), NOW)
     assert roster.revoked_at(ADA, NOW + 60) == NOW
-    assert Signed.parse(again).signers([B.id])
-    assert not roster.restate(B, NOW)
+    assert not roster.orphaned()
+
+
+def test_no_more_is_said_again_than_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thief threw out a thousand that nobody knows, and his successor could throw out nobody any more."""
+    monkeypatch.setattr(rosters, "REVOKED_MAX", 4)
+    roster = Roster(genesis(A, B))
+    mesh = genesis(A, B)
+    for number, peer in enumerate([ADA, BLAISE, CARL, PeerId(D.id)]):
+        roster.add(revocation(mesh, A, peer=peer, at=NOW - number), NOW)
+    roster.add(change(mesh, [], A, B, to=(B,)), NOW)
+    assert {one.statement.peer for one in roster.orphaned()} == {ADA, BLAISE}  # type: ignore[union-attr]
 
 
 def test_who_signs_no_more_throws_out_nobody_and_nobody_says_it_for_him() -> None:
@@ -184,7 +214,6 @@ def test_who_signs_no_more_throws_out_nobody_and_nobody_says_it_for_him() -> Non
     roster.add(change(mesh, [], B, C, to=(B, C)), NOW)
     late = NOW + 30 * DAY
     assert not roster.add(revocation(mesh, A, at=late), late)  # and who passes it on is not hung up on
-    assert not roster.restate(B, late)
     assert roster.revoked_at(ADA, late) == -1
     with pytest.raises(Untrusted, match="no signer has said so"):
         roster.add(revocation(mesh, D, at=late), late)
@@ -252,7 +281,7 @@ def test_a_policy_waits_while_the_signers_change(clock: Clock) -> None:
     ada, old, new = member(clock, mesh=ONE), signing(clock, A), signing(clock, B, peer=CARL)
     for standing in (ada, old, new):
         standing.learn([change(ONE, [], A, to=(B,), at=NOW + 600).to_bytes()])
-    old.policy = {"hr": {ADA}}
+    old.policy.zones = {"hr": {ADA}}
     asked = ada.renewal()
     ada.take(old.judge(ADA, asked))
     ada.take(new.judge(ADA, asked))
@@ -329,20 +358,46 @@ def test_who_joins_is_told_how_the_signers_changed(clock: Clock) -> None:
         first.invite(b"s" * 16, (), (), 60.0, 1)
 
 
-def test_who_goes_on_signing_says_again_whom_the_others_threw_out(clock: Clock) -> None:
+def test_who_makes_a_change_hold_says_again_whom_the_others_threw_out_and_keeps_that(today: Clock) -> None:
     mesh = genesis(A, B)
-    carl = member(clock, CARL, mesh=mesh, key=B, by=(A, B))
-    carl.learn([revocation(mesh, A).to_bytes()])
-    said = change(mesh, [], A, B, to=(B,), at=NOW + 60).to_bytes()
-    assert carl.learn([said]) == ([said], "")
-    [again] = carl.heard()
-    assert Signed.parse(again).signers([B.id]) == {B.id}
-    other = member(clock, BLAISE, mesh=mesh, by=(A, B))
-    other.learn([said, again])
-    assert other.roster.revoked_at(ADA, NOW) == NOW
-    carl.learn([revocation(mesh, A, peer=BLAISE).to_bytes()])  # by one who signs until the change holds
-    assert len(carl.heard()) == 1
-    assert carl.heard() == []
+    standing = member(today, CARL, mesh=mesh, key=B, by=(A, B))
+    standing.learn([revocation(mesh, A).to_bytes()])
+    signers, told = room(standing)
+    one, _ = room(member(today, BLAISE, mesh=mesh, key=A, by=(A, B)))
+    kept: list[int] = []
+    standing.on_change = lambda: kept.append(len(standing.statements()))
+    signers.sign(one.change(remove=[A.id]).text)
+    assert kept[-1] == 3  # the change, and both their words
+    assert [type(Signed.parse(data).statement).__name__ for data in told] == ["Change", "Revocation"]
+    other = member(today, ADA, mesh=mesh, by=(A, B))
+    assert other.learn(told)[1] == ""
+    assert other.roster.revoked_at(ADA, NOW + DAY) == NOW
+    standing.learn([revocation(mesh, A, peer=BLAISE).to_bytes()])  # by one who signs until the change holds
+    assert standing.heard() == []  # later it would be the word of one who may say anything
+
+
+def test_what_was_judged_once_is_not_lost_when_a_clock_goes_back(today: Clock) -> None:
+    standing = signing(today, A)
+    standing.revoke(ADA)
+    today.now -= 9 * DAY
+    again = Standing(BLAISE, ONE, standing.own, today, list(standing.roster))
+    assert again.statements() == standing.statements() != []
+
+
+def test_an_addition_does_not_bring_a_removal_forward_untold(today: Clock) -> None:
+    one, _ = room(signing(today, A, THREE))
+    two, _ = room(signing(today, B, THREE, CARL))
+    held = two.sign(one.change(remove=[C.id]).text)
+    one._standing.learn([peer_signers.parse(held.text).to_bytes()])
+    later = peer_signers.parse(one.change(add=[word(D)]).text).statement
+    assert isinstance(later, Change)
+    assert later.at == NOW + DAY
+    today.now += 1
+    sooner = one.change(add=[word(D)], after_s=0.0, anew=True)
+    with pytest.raises(Untrusted, match="it holds in 0 s"):
+        two.sign(sooner.text)
+    before = {signer for row in two.rows() for signer in row["signers"]}
+    assert f"  - {C.id}" in peer_signers.describe(peer_signers.parse(sooner.text), before)
 
 
 def test_what_is_shown_fits_a_greeting_however_often_they_changed(clock: Clock) -> None:

@@ -365,7 +365,7 @@ def test_zones_are_granted_and_taken_as_a_signer_s_policy_says(clock: Clock) -> 
     for standing in (ada, carl):
         blaise.admit(standing.me, standing.show())
     assert blaise.granted(ADA) == b""
-    blaise.policy = {"hr": {ADA, BLAISE}}
+    blaise.policy.zones = {"hr": {ADA, BLAISE}}
     clock.now += 1
     kept: list[str] = []
     ada.on_renewal = lambda: kept.append("told")
@@ -381,7 +381,7 @@ def test_zones_are_granted_and_taken_as_a_signer_s_policy_says(clock: Clock) -> 
     clock.now += DAY / 2
     ada.take(blaise.judge(ADA, ada.renewal()))  # a renewal keeps to it
     assert ada.member().zones == {GENERAL, "hr", "lab"}
-    blaise.policy = {"hr": set(), "lab": {ADA}}
+    blaise.policy.zones = {"hr": set(), "lab": {ADA}}
     clock.now += 1
     ada.take(blaise.judge(ADA, ada._papers(ada.certificate())))
     assert ada.member().zones == {GENERAL, "lab"}
@@ -389,14 +389,14 @@ def test_zones_are_granted_and_taken_as_a_signer_s_policy_says(clock: Clock) -> 
 
 def test_nothing_is_granted_to_who_is_not_in_nor_without_a_key_that_suffices(clock: Clock) -> None:
     ada, blaise = member(clock), signer(clock)
-    blaise.policy = {"hr": {ADA, CARL}}
+    blaise.policy.zones = {"hr": {ADA, CARL}}
     assert blaise.granted(CARL) == b""
     blaise.admit(ADA, ada.show())
     assert blaise.granted(ADA)
     blaise.revoke(ADA)
     assert blaise.granted(ADA) == b""
     half = member(clock, mesh=genesis(*KEYS[:2], zoned=2), key=KEYS[0])
-    half.policy = {"hr": {ADA}}
+    half.policy.zones = {"hr": {ADA}}
     assert half.granted(ADA) == b""
 
 
