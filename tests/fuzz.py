@@ -148,11 +148,17 @@ def _papers() -> Target:
 
 def _change() -> Target:
     from p2pmesh.errors import Untrusted
+    from p2pmesh.net.identity import Identity
     from p2pmesh.peer import signers
 
-    standing = _mesh()
-    proposal = signers.Signers(standing, lambda _: None).change(after_s=60.0)
-    return Target(lambda data: signers.parse(data.decode("latin-1")), (Untrusted,), [proposal.text.encode()])
+    word = signers.word_of(Identity.generate())
+    change = signers.Signers(_mesh(), lambda _: None).change(add=[word], after_s=60.0).text
+
+    def read(data: bytes) -> object:
+        text = data.decode("latin-1")
+        return signers.read_word(text) if text.startswith("p2pmesh-key") else signers.parse(text)
+
+    return Target(read, (Untrusted,), [change.encode(), word.encode()])
 
 
 def _ticket() -> Target:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ async def plain_or_old_tls(ground: Ground) -> Verdict:
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     old.set_ciphers("ALL:@SECLEVEL=0")
-    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     spoke = "nothing"
     with trio.move_on_after(5.0), suppress(ssl.SSLError, trio.BrokenResourceError):
         tcp = await trio.open_tcp_stream(host, int(port))
