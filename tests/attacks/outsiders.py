@@ -87,10 +87,9 @@ async def plain_or_old_tls(ground: Ground) -> Verdict:
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     spoke = "nothing"
     with trio.move_on_after(5.0), suppress(ssl.SSLError, trio.BrokenResourceError):
-        tcp = await trio.open_tcp_stream(host, int(port))
-        secured = trio.SSLStream(tcp, old)
-        await secured.do_handshake()
-        spoke = "TLS 1.1"
+        async with await trio.open_tcp_stream(host, int(port)) as tcp:
+            await trio.SSLStream(tcp, old).do_handshake()
+            spoke = "TLS 1.1"
     blocked = b"200" not in heard.partition(b"\r\n")[0] and spoke == "nothing"
     return Verdict(blocked, f"plain text got {heard[:40]!r}, an old handshake {spoke}")
 
