@@ -38,7 +38,7 @@ from p2pmesh.peer.peer import Peer, open_peer
 from p2pmesh.protocol.codec import Codec
 from p2pmesh.protocol.messages import Forward, Tokens
 from p2pmesh.protocol.sealing import Sealing
-from p2pmesh.query import Chunk, Message, Query, QueryId
+from p2pmesh.query import Chunk, Hop, Message, Query, QueryId
 from p2pmesh.trust.papers import shown_for
 from p2pmesh.trust.sealing import Envelopes
 from p2pmesh.trust.standing import Standing
@@ -139,7 +139,7 @@ def sealing(rounds: int) -> dict[str, float]:
     took: dict[str, list[float]] = {"query": [], "sealed_query": [], "piece": [], "sealed_piece": []}
     for number in range(rounds):
         asked = Query(QueryId(f"{number:032x}"), here.id, (Message("user", "word " * 400),), zone="hr")
-        asked = replace(asked, target=there.id)
+        asked = replace(asked, target=there.id, path=(Hop(here.id, "here", ""),))
         piece = Chunk(asked.id, 0, 0, (4711,), " word")
         at = [time.process_time()]
         codec.decode(codec.encode(Forward(asked)))

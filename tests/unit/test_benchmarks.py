@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks import engine, prefix
+from benchmarks import engine, prefix, sim, trust
 from benchmarks.figures import Row, gaps, median_ratio, over, percentile, table
 from benchmarks.prompts import Prompts
 from benchmarks.sse import BadResponse, EventStream
@@ -133,3 +133,9 @@ def test_a_number_on_the_command_line_has_bounds(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             engine._parse(wrong)
     assert "outside 1..1024" in capsys.readouterr().err
+
+
+def test_what_is_measured_in_this_process_can_be_measured():
+    """Two of them could not start any more, and nobody had noticed."""
+    assert all(value > 0 for value in trust.sealing(2).values())
+    assert sim.events_per_s(3, 2) > 0
