@@ -183,7 +183,7 @@ WEAKENINGS = (
     ),
     Weakening(
         "trust/standing.py",
-        "self.invites = tuple(one for one in self.invites if out not in one.used or one.made > at)",
+        "self.invites = tuple(one for one in self.invites if out not in one.used or int(one.made) > at)",
         "pass",
         "standing",
     ),

@@ -93,7 +93,7 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
             if zone == GENERAL:
                 raise Untrusted("everybody sees the general zone")
             for peer in peers:
-                check_id(peer)
+                _check_id(peer)
     except Untrusted as exc:
         raise ConfigError(f"zones: {exc}") from None
     if not standing.signs:
@@ -106,7 +106,7 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
     standing.renewal()
 
 
-def check_id(peer: str) -> None:
+def _check_id(peer: str) -> None:
     """Raise Untrusted where `peer` is no id of a key."""
     try:
         public_key_of(peer)

@@ -46,8 +46,7 @@ class Trust(Protocol):
         is to be passed on, and what was wrong with that one, or nothing."""
 
     def heard(self) -> list[bytes]:
-        """Return what is to be passed on, since this was last asked: what somebody said at the door, or what
-        this peer says by itself."""
+        """Return what somebody said at the door since this was last asked, which is to be passed on."""
 
     def show(self) -> bytes:
         """Return what this peer shows to be let in."""

@@ -59,8 +59,8 @@ class Serving:
         self._life_of = life_of
 
     def serve(self, flight: Flight, chosen: Scored, hop: Hop, now: float) -> None:
-        """Let the model that was chosen answer it, or look elsewhere: for want of room, or as its asker has
-        used up his share."""
+        """Let the model that was chosen answer it, or look elsewhere for want of room. Who has used up his
+        quota is refused."""
         flight.phase, flight.sent, flight.downstream = Phase.LOCAL, True, None
         flight.uncover()
         if not flight.charged:

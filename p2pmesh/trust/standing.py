@@ -193,7 +193,7 @@ class Standing:
 
     def _void(self, out: PeerId, at: int) -> None:
         """Take back the tickets that whoever is thrown out has used: he would come again under a new key."""
-        self.invites = tuple(one for one in self.invites if out not in one.used or one.made > at)
+        self.invites = tuple(one for one in self.invites if out not in one.used or int(one.made) > at)
 
     def _changed(self) -> None:
         try:
