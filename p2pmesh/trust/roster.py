@@ -3,8 +3,8 @@
 A roster forgets no revocation that counts: from whatever order statements come in, or how often, while who
 said them signs, the same roster follows, and who was thrown out cannot come back by gossip, nor by being
 renewed where nobody knew. Who signs says the genesis, and then each change, which most of those before have
-signed: one chain, of which the first end that was heard of stays. A signer's word counts as long as he is one.
-Who equivocates is out as well, on evidence that it is told was looked at.
+signed: one chain, of which the first end that was heard of stays. A signer's word counts as long as he is
+one. Who equivocates is out as well, on evidence that it is told was looked at.
 """
 
 from __future__ import annotations
