@@ -346,6 +346,9 @@ class ModelConfig:
     system_prompt: str | None = None
     """Put before a conversation that has no system message of its own. None: nothing, but for the embedded
     default model, which answers in broken French without one (measured)."""
+    zones: tuple[str, ...] = ()
+    """The zones whose queries alone it answers, because of what it was trained on (`["hr"]`); empty: those of
+    every zone that this peer may see. Its name and what it is good at are told to the whole mesh."""
 
     def __post_init__(self) -> None:
         if not self.tokens_per_s > 0:

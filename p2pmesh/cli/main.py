@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -241,6 +242,11 @@ def status(url: str | None, state: str, as_json: bool) -> None:
         outside = f", but not let in any more: {told['mesh']['outside']}" if told["mesh"]["outside"] else ""
         signs = ", and signs for it" if told["mesh"]["signs"] else ""
         click.echo(f"in the mesh {client.printable(told['mesh']['name'])}{signs}{outside}")
+        if zones := [zone for zone in told["mesh"]["zones"] if zone != "general"]:
+            click.echo(f"it may see, beside the general zone: {client.printable(', '.join(zones))}")
+        now, *later = told["mesh"]["signers"]
+        coming = "".join(f", {len(row['signers'])} from {_when(row['since'])} on" for row in later)
+        click.echo(f"signers: {len(now['signers'])}{coming}")
         if told["mesh"]["unkept"]:
             click.echo(f"what it has heard since is not kept: {told['mesh']['unkept']}")
     for address in told["addresses"]:
@@ -251,6 +257,10 @@ def status(url: str | None, state: str, as_json: bool) -> None:
         detail = f": {engine['detail']}" if engine["detail"] else ""
         pid = f" (pid {engine['pid']})" if engine["pid"] else ""
         click.echo(f"{engine['name']} is {engine['state']}{detail}{pid}{_doing(engine.get('metrics'))}")
+
+
+def _when(since: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since))
 
 
 def _doing(metrics: dict[str, Any] | None) -> str:

@@ -123,6 +123,8 @@ def _skill(text: str) -> dict[str, Any]:
 
 
 def _run(config: Any, as_json: bool) -> None:
+    import resource
+
     import trio
 
     from p2pmesh.peer.background import background
@@ -133,6 +135,7 @@ def _run(config: Any, as_json: bool) -> None:
             await nursery.start(_until_signal, drain, stop, ready, nursery.cancel_scope)
             await _serve(config, as_json, drain, stop, ready)
 
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts and keys must not end up in a core file
     trio.run(main)
 
 

@@ -295,22 +295,23 @@ class _Door:
         return JSONResponse({"p2pmesh": self._peer.name, "paths": paths})
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": self._models()})
+        return JSONResponse({"object": "list", "data": self._models(_key_of(request))})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for model in self._models():
+        for model in self._models(_key_of(request)):
             if model["id"] == name:
                 return JSONResponse(model)
         text = f"no peer within reach serves the model {name!r}"
         return JSONResponse(openai.error(text, Reason.MODEL_NOT_FOUND.value, 404, "model"), 404)
 
-    def _models(self) -> list[dict[str, Any]]:
+    def _models(self, key: Key | None) -> list[dict[str, Any]]:
         served: dict[str, list[str]] = {AUTO: []}
         for member in self._peer.members():
             if member.alive and member.distance >= 0:
                 for model in member.capability.models:
-                    served.setdefault(model.name, []).append(member.name)
+                    if key is None or any(map(key.may_ask_in, model.zones or (GENERAL,))):
+                        served.setdefault(model.name, []).append(member.name)
         return [
             {"id": name, "object": "model", "created": 0, "owned_by": "p2pmesh", "peers": peers}
             for name, peers in served.items()
@@ -434,6 +435,7 @@ def _member(member: Member) -> dict[str, Any]:
                 "prefill_tokens_per_s": round(m.prefill_tps, 1),
                 "decode_tokens_per_s": round(m.decode_tps, 1),
                 "slots": m.slots,
+                "zones": list(m.zones),
             }
             for m in capability.models
         ],

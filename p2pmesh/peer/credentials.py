@@ -10,13 +10,14 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from p2pmesh.config import ModelConfig
 from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.net import identity as identities
 from p2pmesh.net.identity import Identity
@@ -104,6 +105,23 @@ def apply(zones: Mapping[str, Collection[str]], standing: Standing | None) -> No
         )
     standing.policy.zones = {zone: frozenset(map(PeerId, peers)) for zone, peers in zones.items()}
     standing.renewal()
+
+
+def check_labels(models: Sequence[ModelConfig], standing: Standing | None) -> None:
+    """Warn of a model that is for zones alone which this peer may not see: it will answer nothing. Raises
+    ConfigError for what can be no zone."""
+    seen = standing.zones() if standing is not None else (GENERAL,)
+    for model in models:
+        try:
+            for zone in model.zones:
+                check_name("a zone", zone)
+            if len(model.zones) > ZONES_MAX:
+                raise Untrusted(f"a model is for at most {ZONES_MAX} zones")
+        except Untrusted as exc:
+            raise ConfigError(f"models.zones of {model.model!r}: {exc}") from None
+        if model.zones and not set(model.zones).intersection(seen):
+            names = ", ".join(model.zones)
+            _log.warning("the model %s is for %s alone, which this peer may not see", model.model, names)
 
 
 def _check_id(peer: str) -> None:

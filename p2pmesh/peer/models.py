@@ -87,7 +87,7 @@ class Models:
         """Return what this peer can do at this moment. A model that is being restarted has no slots; one
         that is quarantined is left out."""
         infos = [
-            s.engine.info if s.up else replace(s.engine.info, slots=0)
+            replace(s.engine.info, zones=s.config.zones, slots=s.engine.info.slots if s.up else 0)
             for s in self._served.values()
             if s.engine.info is not None and s.engine.state != "quarantined"
         ]

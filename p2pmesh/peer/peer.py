@@ -361,6 +361,7 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         identity = load_or_create(directory / state.KEY)
         standing, contacts = credentials.load(directory, identity.id) or (None, ())
         credentials.apply(config.zones, standing)
+        credentials.check_labels(config.models, standing)
         if standing is None:
             reach.check_loopback(config.net)
         host = await stack.enter_async_context(

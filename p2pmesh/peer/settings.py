@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 import typing
 from collections.abc import Mapping
@@ -27,6 +28,15 @@ else:
 
 FILE_BYTES_MAX = 1_048_576
 """Longest configuration file, in bytes."""
+_WORDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a decimal number",
+    "int": "a whole number",
+    "object": "a table",
+    "str": "a text",
+}
+"""What msgspec calls a kind of value, as people do who write TOML."""
 EXAMPLES_MAX = 64
 """Most example prompts of one skill."""
 
@@ -142,5 +152,9 @@ def _check_keys(values: Mapping[str, Any], kind: type, source: str, prefix: str)
 
 
 def _plain(complaint: str) -> str:
-    """msgspec's words, with the path as a TOML key: "`$.net.listen[0]`" becomes "net.listen[0]"."""
-    return complaint.replace("`$.", "`").replace("`", "")
+    """msgspec's complaint in TOML's words: "net.listen[0] must be a text, not a whole number"."""
+    found = re.fullmatch(r"Expected `([^`]+)`, got `([^`]+)` - at `\$\.?([^`]+)`", complaint)
+    if found is None:
+        return complaint.replace("`$.", "`").replace("`", "")
+    wanted, got = (" or ".join(_WORDS.get(w, w) for w in kinds.split(" | ")) for kinds in found.groups()[:2])
+    return f"{found[3]} must be {wanted}, not {got}"

@@ -198,11 +198,10 @@ class Codec:
 
 def _record_schema(limits: Limits) -> f.Field:
     name = f.text(limits.name_bytes_max)
-    share = f.number(0.0, 1.0)
-    rate = f.number(0.0, 1e9)
-    count = f.integer(0, _COUNT_MAX)
+    share, rate, count = f.number(0.0, 1.0), f.number(0.0, 1e9), f.integer(0, _COUNT_MAX)
+    kept, zones = f.integer(0, CONVERSATIONS_MAX), f.many(name, 16)
     skill = f.struct(Skill, name, f.maybe(f.vector(limits.dimensions_max)), share, count, name)
-    model = f.struct(ModelInfo, name, f.text(64), count, rate, rate, count, f.integer(0, CONVERSATIONS_MAX))
+    model = f.growing(ModelInfo, 7, name, f.text(64), count, rate, rate, count, kept, zones)
     size = f.integer(0, VERSION_MAX)
     capability = f.growing(
         Capability,
@@ -210,7 +209,7 @@ def _record_schema(limits: Limits) -> f.Field:
         name,
         f.many(skill, limits.skills_max),
         f.many(model, limits.models_max),
-        f.many(name, 16),
+        zones,
         f.many(f.struct(Device, f.text(DEVICE_BYTES_MAX), size, size, f.boolean()), DEVICES_MAX),
     )
     return f.growing(

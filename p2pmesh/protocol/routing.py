@@ -216,7 +216,7 @@ def quality(
 
 def why_not(query: Query, its: Capability, model: ModelInfo, config: Routing) -> Reason | None:
     """Return the hard filter that this model of a peer fails for `query`; None: it may serve it."""
-    if query.zone not in its.zones:
+    if query.zone not in its.zones or not model.answers_in(query.zone):
         return Reason.NO_ROUTE
     if query.model not in (AUTO, model.name):
         return Reason.MODEL_NOT_FOUND
@@ -415,8 +415,11 @@ def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candid
     if Reason.ENGINE_FAILED in reasons:
         why = "its model is being restarted, or it is about to go"
         return Reason.ENGINE_FAILED, f"who could answer takes nothing just now ({why}): ask again in a moment"
+    asked_for = [m for c in candidates for m in c.capability.models if m.name == query.model]
+    if labels := sorted({zone for m in asked_for if not m.answers_in(query.zone) for zone in m.zones}):
+        return Reason.NO_ROUTE, f"the model {query.model!r} answers only in the zones {', '.join(labels)}"
     if Reason.MODEL_NOT_FOUND in reasons or (query.model != AUTO and not table):
         return Reason.MODEL_NOT_FOUND, f"no peer within reach serves the model {query.model!r}"
     if not table:
         return Reason.NO_ROUTE, "no peer within reach serves any model"
-    return Reason.NO_ROUTE, f"no peer within reach may see the zone {query.zone!r}"
+    return Reason.NO_ROUTE, f"no peer within reach may see the zone {query.zone!r} and has a model for it"

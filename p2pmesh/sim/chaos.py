@@ -127,7 +127,8 @@ def _count(world: World, outcome: Outcome) -> None:
 
 
 def _specs(count: int, rng: Random) -> list[Spec]:
-    """Draw the peers: a third is general, a third may see the zone, some no model, the others one of two."""
+    """Draw the peers: a third is general, a third may see the zone, and some of those answer for it
+    alone; some have no model, the others one of two."""
     specs = [Spec(model=_SLOW_MODEL, slots=1, decode_tps=20.0)]
     for number in range(1, count):
         specs.append(
@@ -137,6 +138,7 @@ def _specs(count: int, rng: Random) -> list[Spec]:
                 slots=rng.randint(1, 4),
                 model="" if number % 7 == 6 else "sim-model",
                 zones=(GENERAL, ZONE) if number % 3 == 1 else (GENERAL,),
+                labels=(ZONE,) if number % 9 == 4 else (),
                 digest=f"{number % 2}" * 64,
             )
         )

@@ -8,6 +8,7 @@
    path: on every start of a model, forward and taking.
 4. No peer that does not bear a query's zone is sent anything that tells of the query or its answer, and none
    answers it; between those that do, it travels sealed: on every message about it and every start of a model.
+   No model answers what its own labels are not for.
 5. Every table stays under its bound: its length after every event; what would have to be searched (the ways
    to each member, and whether links and members that are gone were forgotten) after one of `SEARCH_EVERY`.
 6. No machine spins: it has at most `TICKS_MAX` ticks in `TICKS_S`: on every tick.
@@ -117,6 +118,8 @@ class Judge:
         self._taken: dict[PeerId, set[tuple[QueryId, int, PeerId]]] = {}
         """Those that it passes on sealed, by whom they are sealed to: another is asked the same way."""
         self._zones: dict[PeerId, tuple[str, ...]] = {}
+        self._labels: dict[PeerId, tuple[str, ...]] = {}
+        """The zones whose queries alone its model answers; empty: all."""
         self._checks: dict[PeerId, int] = {}
         self._ticks: dict[PeerId, tuple[float, int]] = {}
         """When the ticks that are being counted began, and how many there were."""
@@ -137,9 +140,10 @@ class Judge:
             if asking.query.origin == ident and asking.over_at is None:
                 asking.excused_until = now
 
-    def started(self, ident: PeerId, zones: tuple[str, ...]) -> None:
+    def started(self, ident: PeerId, zones: tuple[str, ...], labels: tuple[str, ...] = ()) -> None:
         """A peer begins a life, with nothing remembered of an earlier one."""
-        self._generated[ident], self._taken[ident], self._zones[ident] = set(), set(), zones
+        self._generated[ident], self._taken[ident] = set(), set()
+        self._zones[ident], self._labels[ident] = zones, labels
 
     def crashed(self, ident: PeerId) -> None:
         """The queries asked there are nobody's any more."""
@@ -153,6 +157,10 @@ class Judge:
         zone = query.zone if asking is None else asking.query.zone
         if zone not in self._zones[ident]:
             raise Violation(f"{ident} answers {query.id}, of the zone {zone}")
+        if zone not in (self._labels[ident] or (zone,)):
+            raise Violation(
+                f"{ident} answers {query.id}, of the zone {zone}, with a model that is not for it"
+            )
         if asking is not None and query.accepted is not None:
             resume, another = asking.query.resume, query.accepted.digest != digest
             if resume is Resume.NEVER or (resume is Resume.SAME_MODEL and another):

@@ -17,7 +17,7 @@ from p2pmesh.protocol.messages import Status
 from p2pmesh.protocol.routing import Decision
 from p2pmesh.protocol.sealing import Cover
 from p2pmesh.query import Query, QueryId, Resume
-from p2pmesh.record import GENERAL, PeerId, PeerRecord, Version
+from p2pmesh.record import GENERAL, Capability, PeerId, PeerRecord, Version
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,19 @@ def _no_zones(machine: Machine) -> None:
         return plan(replace(query, zone=GENERAL), tried, now)
 
     _replace(machine.relay, _plan=open_to_all)
+
+
+@_mutant("labels-unread")
+def _labels_unread(machine: Machine) -> None:
+    """a model answers queries of zones that it is not for"""
+    planning = machine._planning
+    seeing = planning._seeing
+
+    def blind(peer: PeerId, zone: str, able: Capability) -> Capability:
+        its = seeing(peer, zone, able)
+        return replace(its, models=tuple(replace(model, zones=()) for model in its.models))
+
+    _replace(planning, _seeing=blind)
 
 
 @_mutant("zones-unsealed")

@@ -60,14 +60,16 @@ class Spec:
     """Of its model: only the same one goes on exactly where another broke off."""
     prefixes: int = 0
     """Conversations it keeps in its cache; 0: none."""
+    labels: tuple[str, ...] = ()
+    """Zones whose queries alone its model answers; empty: those of all that it may see."""
 
 
 def capability(spec: Spec) -> Capability:
     """Return what such a peer says of itself."""
     models: tuple[ModelInfo, ...] = ()
     if spec.model:
-        speeds = (spec.prefill_tps, spec.decode_tps, spec.slots)
-        models = (ModelInfo(spec.model, spec.digest, spec.context_tokens, *speeds, spec.prefixes),)
+        rest = (spec.prefill_tps, spec.decode_tps, spec.slots, spec.prefixes, spec.labels)
+        models = (ModelInfo(spec.model, spec.digest, spec.context_tokens, *rest),)
     skills = [Skill(f"topic {t}", World.topic(t), spec.quality) for t in spec.topics]
     if spec.general or not skills:
         skills.append(Skill(GENERAL, None, spec.general or 0.5))
@@ -198,7 +200,7 @@ class World:
     def _start(self, ident: PeerId, spec: Spec, epoch: int) -> None:
         rng = Random(f"{self._seed} {ident} {epoch}")
         self.wire.place(ident)
-        self.judge.started(ident, spec.zones)
+        self.judge.started(ident, spec.zones, spec.labels)
         machine = Machine(ident, ident, epoch, self.config, *sim_keys(ident), rng, self.now)
         if self._mutate is not None:
             self._mutate(machine)
@@ -281,12 +283,9 @@ class World:
         last of which is about "topic 3 …"."""
         self._queries += 1
         query_id = QueryId(hashlib.blake2b(f"{self._queries}".encode(), digest_size=16).hexdigest())
-        text = "hello" if topic is None else f"topic {topic}"
-        options = Options(max_tokens=tokens)
-        asked = messages or (Message("user", text),)
-        query = Query(
-            query_id, ident, asked, options, model=model, zone=zone, budget_s=budget_s, resume=resume
-        )
+        asked = messages or (Message("user", "hello" if topic is None else f"topic {topic}"),)
+        how = Options(max_tokens=tokens)
+        query = Query(query_id, ident, asked, how, model=model, zone=zone, budget_s=budget_s, resume=resume)
         self._answers[query_id] = min(answer or tokens, tokens)
         asking = self.judge.asked(query, self.now)
         self.happen(ident, e.Asked(query, guarded))

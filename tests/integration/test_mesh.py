@@ -4,6 +4,7 @@ out too."""
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,8 @@ def test_two_commands_make_a_mesh_and_one_takes_a_peer_out(tmp_path: Path) -> No
                 until(lambda peer=peer: peer.alive() == {"ada", "blaise", "carl"})
             mesh = blaise.status()["mesh"]
             assert (mesh["name"], mesh["zones"], mesh["signs"]) == ("lab", ["general", "hr"], False)
+            told = said("status", "--url", blaise.url)
+            assert "it may see, beside the general zone: hr\nsigners: 1\n" in told
             assert said("ask", "hello", "there", "--url", blaise.url) == "echo: hello there\n"
             served = json.loads(said("ask", "hello", "--zone", "hr", "--url", carl.url, "--json"))
             assert (served["served_by"], served["path"]) == ("blaise", ["carl", "blaise"])
@@ -116,6 +119,8 @@ def test_another_machine_signs_from_then_on_and_nobody_is_cut_off(tmp_path: Path
             assert "takes the token" in said(*change, "--url", ada.url, code=1)
             assert "signs for nobody" in said(*change, "--state", str(carl.state), code=1)
             said(*change, "--state", str(ada.state))
+            told = said("status", "--url", ada.url)
+            assert re.search(r"\nsigners: 1, 1 from \d{4}-\d\d-\d\d \d\d:\d\d UTC on\n", told), told
             until(lambda: [row["signers"] for row in carl.status()["mesh"]["signers"]] == [[key]])
             assert not ada.status()["mesh"]["signs"]
             assert carl.alive() == {"ada", "blaise", "carl"}

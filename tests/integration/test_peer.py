@@ -239,7 +239,7 @@ async def test_a_zone_that_nobody_is_in_stays_unasked():
         asker._driver.ask(e.Asked(query), outcomes.append)
         await until(lambda: outcomes)
         assert outcomes[0].reason is Reason.NO_ROUTE
-        assert outcomes[0].detail == "no peer within reach may see the zone 'ward 7'"
+        assert outcomes[0].detail == "no peer within reach may see the zone 'ward 7' and has a model for it"
         assert not busy(answerer)
 
 

@@ -131,6 +131,11 @@ def test_ask_prints_the_answer_alone_and_the_way_only_when_asked(ada: PeerProces
     }
 
 
+def test_a_peer_that_crashes_leaves_no_core_file(ada: PeerProcess):
+    told = Path(f"/proc/{ada.pid}/limits").read_text().splitlines()
+    assert next(line for line in told if line.startswith("Max core file size")).split()[4:6] == ["0", "0"]
+
+
 def test_the_environment_says_which_peer_is_meant(ada: PeerProcess):
     found = verb("id", env=environment(P2PMESH_STATE=str(ada.state)))
     assert found.stdout.split() == ada.told["addresses"]
@@ -198,7 +203,7 @@ def test_what_is_misspelt_is_named_with_the_nearest_right_one(tmp_path: Path):
         "[net]\njion = []": "unknown key net.jion; did you mean net.join?",
         "[[models]]\nmodle = 'x'": "unknown key models.modle; did you mean models.model?",
         "[net": "is not TOML",
-        "[net]\nlisten = 3": "Expected array, got int - at net.listen",
+        "[net]\nlisten = 3": "net.listen must be a list, not a whole number",
     }.items():
         file.write_text(text)
         complaint = refused("--config", str(file), code=2)

@@ -79,10 +79,10 @@ class Public:
 
 
 @asynccontextmanager
-async def public(tmp_path: Path, **more: Any) -> AsyncIterator[Public]:
+async def public(tmp_path: Path, zones: tuple[str, ...] = (), **more: Any) -> AsyncIterator[Public]:
     certificate, private_key = self_signed(tmp_path)
     http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key), **more)
-    echo = ModelConfig(model="echo", engine="echo", tokens_per_s=1_000.0)
+    echo = ModelConfig(model="echo", engine="echo", tokens_per_s=1_000.0, zones=zones)
     config = Config(name="ada", state=str(tmp_path / "state"), models=(echo,), embedder="none", http=http)
     with trio.fail_after(HANG_S):
         async with open_peer(config) as peer, open_public(peer) as url:
@@ -115,6 +115,16 @@ async def test_a_key_is_good_in_its_zones_alone(tmp_path: Path) -> None:
         assert "the key plain may not ask in the zone 'hr'" in refused.json()["error"]["message"]
         let_through = await it.chat(zoned, zone="hr")  # and there is nobody who may see it
         assert let_through.json()["error"]["code"] not in ("not_trusted", "invalid_api_key")
+
+
+async def test_a_key_sees_the_models_of_its_zones_alone(tmp_path: Path) -> None:
+    async with public(tmp_path, zones=("hr",)) as it:
+        plain, zoned = it.keys.make("plain", []), it.keys.make("zoned", ["hr"])
+        for key, names in ((plain, ["auto"]), (zoned, ["auto", "echo"])):
+            told = (await it.call("GET", "/v1/models", key)).json()["data"]
+            assert [model["id"] for model in told] == names
+            assert (await it.call("GET", "/v1/models/echo", key)).is_success is ("echo" in names)
+        assert (await it.chat(plain)).json()["error"]["code"] == "no_route"
 
 
 async def test_one_key_takes_no_more_than_its_share_and_the_others_notice_nothing(tmp_path: Path) -> None:

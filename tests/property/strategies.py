@@ -60,6 +60,7 @@ capabilities = st.builds(
             st.sampled_from([0.0, 50.0, 1e9]),
             st.integers(0, 8),
             st.sampled_from([0, 0, 2, 1_024]),
+            st.sampled_from([(), (), ("secret",)]),
         ),
         max_size=2,
     ).map(tuple),

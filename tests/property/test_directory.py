@@ -34,6 +34,7 @@ models = st.builds(
     prefill_tps=st.floats(0.0, 1_000.0),
     decode_tps=st.floats(0.0, 100.0),
     slots=st.integers(0, 4),
+    zones=st.sampled_from([(), (GENERAL,), ("hr",)]),
 )
 capabilities = st.builds(
     Capability,

@@ -231,6 +231,15 @@ def test_an_answer_by_one_outside_the_zone_fails(judge: Judge) -> None:
         judge.generating(C, replace(SECRET, zone=GENERAL), "")
 
 
+def test_an_answer_by_a_model_that_is_for_another_zone_fails(judge: Judge) -> None:
+    judge.asked(SECRET, 0.0)
+    judge.started(B, (GENERAL, "red", "blue"), ("blue",))
+    with pytest.raises(Violation, match=r"of the zone red, with a model that is not for it"):
+        judge.generating(B, SECRET, "")
+    judge.started(B, (GENERAL, "red", "blue"), ("blue", "red"))
+    judge.generating(B, SECRET, "")
+
+
 def test_proof_that_somebody_equivocates_fails() -> None:
     world = met(3)
     ident, other = World.peer(1), World.peer(2)

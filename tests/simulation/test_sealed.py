@@ -38,6 +38,22 @@ def test_over_two_relays_that_may_not_see_it_an_answer_comes_back(zones: tuple[s
     assert asking.ended.usage.completion_tokens == 12
 
 
+def test_a_model_that_is_for_a_zone_is_left_alone_by_all_others_and_also_when_no_other_is_left() -> None:
+    world = row(ASKER, Spec(), Spec(zones=RED, labels=("red",), decode_tps=900.0))
+    world.run(8.0)
+    secret, plain = world.ask(world.peer(0), zone="red"), world.ask(world.peer(0))
+    world.run(5.0)
+    assert secret.served_by == world.peer(2)
+    assert plain.served_by == world.peer(1)
+    world.crash(world.peer(1))
+    world.introduce(world.peer(0), world.peer(2))
+    world.run(20.0)
+    plain, secret = world.ask(world.peer(0)), world.ask(world.peer(0), zone="red")
+    world.run(5.0)
+    assert plain.failed is Reason.NO_ROUTE
+    assert secret.served_by == world.peer(2)
+
+
 def test_one_that_may_see_it_and_cannot_be_reached_is_no_reason_to_ask_another() -> None:
     world = row(ASKER, Spec(), Spec(zones=RED))
     world.run(8.0)

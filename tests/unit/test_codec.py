@@ -243,6 +243,17 @@ def test_a_model_that_keeps_too_many_conversations_is_not_described() -> None:
                 CODEC.encode_record(record)
 
 
+def test_a_model_says_what_zones_it_is_for_and_no_more_than_a_peer_may_see() -> None:
+    for count in (0, 1, 16, 17):
+        labels = tuple(f"zone {i}" for i in range(count))
+        record = PeerRecord(A, V, "", (), replace(ABLE, models=(replace(MODEL, zones=labels),)))
+        if count <= 16:
+            assert CODEC.decode_record(CODEC.encode_record(record)) == record
+        else:
+            with pytest.raises(LocalProtocolError, match="zones"):
+                CODEC.encode_record(record)
+
+
 def test_gpus_leave_the_room_that_skills_have() -> None:
     skills = tuple(Skill(f"skill {i:7}", np.ones(384, np.int8)) for i in range(16))
     able = replace(ABLE, skills=skills, devices=(Device("x" * 64, 2**62, 2**62),) * 8)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pmesh.config import ModelConfig
 from p2pmesh.errors import ConfigError
 from p2pmesh.net.identity import Identity
 from p2pmesh.peer import credentials, state
@@ -89,6 +90,25 @@ def test_a_policy_that_cannot_be_is_refused(
     with pytest.raises(ConfigError, match="in no mesh"):
         credentials.apply(zones, None)
     assert not standing.policy.zones
+
+
+def test_a_model_for_a_zone_that_its_peer_may_not_see_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    standing = credentials.found(tmp_path, ME, "lab", ("hr",))
+    models = [ModelConfig(model="plain"), ModelConfig(model="letters", zones=("law", "hr"))]
+    credentials.check_labels(models, standing)
+    assert not caplog.text
+    credentials.check_labels(models, None)
+    assert caplog.messages == ["the model letters is for law, hr alone, which this peer may not see"]
+
+
+@pytest.mark.parametrize(
+    ("zones", "why"), [(("h r",), "a zone has a name"), (tuple(f"z{i}" for i in range(16)), "at most 15")]
+)
+def test_labels_that_cannot_be_are_refused(zones: tuple[str, ...], why: str) -> None:
+    with pytest.raises(ConfigError, match=f"models.zones of 'm': .*{why}"):
+        credentials.check_labels([ModelConfig(model="m", zones=zones)], None)
 
 
 def test_who_joins_keeps_where_it_was_let_in_and_signs_nothing(tmp_path: Path) -> None:

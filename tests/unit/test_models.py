@@ -55,6 +55,16 @@ def test_the_gpus_of_a_peer_are_told_as_its_last_model_left_them():
         assert found.capability().devices == engine.devices
 
 
+def test_a_model_is_told_of_with_its_zones_whether_it_is_up_or_not():
+    found = models.Models(Config(), lambda _: None)
+    engine = EngineHandle(Load(kind="echo"), Engine(), lambda *_: None)
+    engine.info = ModelInfo("a", "", 1, 1.0, 1.0, 4)
+    found._served["a"] = models._Served(ModelConfig(model="a", zones=("hr",)), engine)
+    assert [(m.zones, m.slots) for m in found.capability().models] == [(("hr",), 0)]
+    found._on_engine("a", engine, EngineUp(engine.info))
+    assert [(m.zones, m.slots) for m in found.capability().models] == [(("hr",), 4)]
+
+
 @pytest.mark.parametrize(
     ("threads", "count", "cores", "each"),
     [(1, 1, 2, 1), (2, 1, 2, 1), (4, 1, 8, 4), (4, 2, 8, 3), (4, 3, 8, 2), (8, 1, 2, 1), (2, 0, 8, 2)],

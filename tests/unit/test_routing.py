@@ -25,7 +25,7 @@ from p2pmesh.protocol.routing import (
 )
 from p2pmesh.protocol.workload import salted
 from p2pmesh.query import Accepted, Hop, Query
-from p2pmesh.record import Capability, PeerId, Skill, Vector, quantise
+from p2pmesh.record import GENERAL, Capability, PeerId, Skill, Vector, quantise
 from tests.machines import ME, MODEL, A, B, C, query
 
 CONFIG = Routing()
@@ -215,6 +215,37 @@ def test_a_hard_filter_is_never_a_weight(changes: dict[str, object], reason: Rea
     assert (decision.kind, decision.reason) == (Kind.REFUSE, reason)
     assert decision.explain().startswith("refuse: ")
     assert [row.why_not for row in decision.table] == [reason, reason]
+
+
+@pytest.mark.parametrize("model", ["auto", "small"])
+def test_a_model_that_is_for_a_zone_answers_there_alone(model: str) -> None:
+    secret = candidate(A, zones=("hr",), decode_tps=9_999.0)
+    secret = secret._replace(capability=replace(secret.capability, zones=(GENERAL, "hr")))
+    plain = candidate(ME, name="other")
+    refused = choose(query(model=model), ME, [secret])
+    assert (refused.kind, refused.reason) == (Kind.REFUSE, Reason.NO_ROUTE)
+    assert choose(query(model=model, zone="hr"), ME, [secret, plain]).kind is Kind.FORWARD
+    beside = choose(query(), ME, [secret, plain])
+    assert (beside.kind, beside.target and beside.target.model) == (Kind.SERVE, "other")
+
+
+def test_who_asks_for_a_model_of_a_zone_is_told_where_it_answers() -> None:
+    rows = [candidate(A, name="letters", zones=("law", "hr")), candidate(B)]
+    told = choose(query(model="letters"), ME, rows)
+    assert (told.reason, told.detail) == (
+        Reason.NO_ROUTE,
+        "the model 'letters' answers only in the zones hr, law",
+    )
+
+
+def test_what_a_model_of_a_zone_is_good_at_counts_nowhere_else() -> None:
+    law = Skill("law", direction(1.0), 1.0, model="letters")
+    both = replace(MODEL, name="letters", zones=("hr",)), MODEL
+    able = Capability("s", (law, Skill("law", direction(1.0), 0.3, model=MODEL.name)), both, (GENERAL, "hr"))
+    it = Candidate(ME, "me", able, Backlog(), 0.0, ME)
+    chosen = {zone: choose(replace(ABOUT, zone=zone), ME, [it]).target for zone in (GENERAL, "hr")}
+    named = {zone: (row.model, row.quality) for zone, row in chosen.items() if row is not None}
+    assert named == {GENERAL: (MODEL.name, pytest.approx(0.3)), "hr": ("letters", pytest.approx(1.0))}
 
 
 def test_an_estimate_turns_nobody_away_that_might_fit() -> None:
