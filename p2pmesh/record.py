@@ -101,8 +101,8 @@ class ModelInfo:
     """How many conversations it keeps in its KV cache, so that the next turn need not read them again; 0:
     none."""
     zones: tuple[str, ...] = ()
-    """Labels of what it was made of: it answers only queries of these zones, and what it is good at counts for
-    no others. Empty: for every zone that its peer may see."""
+    """Labels of what it was made of: it answers only queries of these zones, and what it is good at counts
+    for no others. Empty: for every zone that its peer may see."""
 
     def answers_in(self, zone: str) -> bool:
         """Return whether it may answer a query of `zone`, as far as its own labels say."""

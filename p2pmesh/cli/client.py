@@ -20,7 +20,10 @@ from p2pmesh.peer import state
 KEY = "P2PMESH_KEY"
 """The environment variable with the key for a peer of another machine, which is asked by https."""
 TIMEOUT_S = 150.0
-"""Seconds to wait for a byte: longer than any query's budget."""
+"""Seconds to wait for a byte of an answer: longer than any query's budget."""
+_CALL_S = 15.0
+"""Seconds to wait for anything else: an embedding, which `explain` takes, has 10. A peer that was stopped, or
+swaps, says nothing at all."""
 
 _STALL_S = 20.0
 """Seconds without a byte amid an answer after which another peer is asked for the rest, where one was named:
@@ -75,7 +78,7 @@ def call(
     headers: dict[str, str] | None = None,
 ) -> Any:
     """Return the JSON that the peer at `base` answers. Raises NoPeer or Unsuccessful."""
-    with _response(base, method, path, body, headers) as response:
+    with _response(base, method, path, body, headers, _CALL_S, _CALL_S) as response:
         data = response.read()
         return json.loads(data) if data else None
 
@@ -145,6 +148,7 @@ def _response(
     body: dict[str, Any] | None,
     headers: dict[str, str] | None = None,
     stall_s: float = TIMEOUT_S,
+    begin_s: float = TIMEOUT_S,
 ) -> Iterator[http.client.HTTPResponse]:
     try:
         where = urlsplit(base if "//" in base else f"//{base}")
@@ -155,7 +159,7 @@ def _response(
         if where.scheme == "https":  # another machine's: a key goes nowhere in the clear
             kind = http.client.HTTPSConnection
             fields["authorization"] = f"Bearer {os.environ.get(KEY, '')}"
-        connection = kind(where.hostname or "", where.port, timeout=TIMEOUT_S)
+        connection = kind(where.hostname or "", where.port, timeout=begin_s)
         with closing(connection):
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, fields)

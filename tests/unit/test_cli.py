@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +144,14 @@ def test_where_no_peer_is_the_exit_code_is_3(peer: Peer, tmp_path: Path):
     peer.body = b"<html>"
     result = run("status", "--url", peer.url)
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+
+
+def test_a_peer_that_was_stopped_is_not_waited_for_as_for_an_answer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client, "_CALL_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as stopped:  # takes a connection, and says nothing
+        result = run("status", "--url", f"http://127.0.0.1:{stopped.getsockname()[1]}")
+    assert result.exit_code == 3
+    assert "timed out" in result.stderr
 
 
 def test_an_answer_is_printed_as_it_comes_and_its_way_made_harmless(peer: Peer):
