@@ -34,6 +34,9 @@ CONNECTIONS_MAX = 1_024
 """Most connections through all proxies; one more is closed at once."""
 RESEND_S = 0.2
 """Seconds until a lost segment is sent again: the least that Linux waits."""
+LOOKS = 5
+"""Times that is looked for who dialled."""
+LOOK_AGAIN_S = 0.01
 STRANGER = "?"
 """Who dialled, where it was none of the peers, or had gone again before it was looked for."""
 
@@ -209,6 +212,8 @@ class Wire:
     def __init__(self, seed: int) -> None:
         self.pids: dict[str, int] = {}
         """The process of each peer, as far as they run: whoever starts one writes it here."""
+        self.strangers = 0
+        """Connections that none of the peers was found to have opened."""
         self._seed = seed
         self._ways: dict[tuple[str, str], Way] = {}
         self._connections: list[_Connection] = []
@@ -271,6 +276,16 @@ class Wire:
         task_status.started(own)
         await trio.serve_listeners(take, listeners)
 
+    async def _look_for_dialler(self, stream: trio.SocketStream, own: int) -> str:
+        """Return who dialled. Not at once a stranger: the kernel's table is read in parts, and what changes in
+        between may be missing, so that a link would come about through a blackhole."""
+        for _ in range(LOOKS):
+            if (found := self._dialler(stream, own)) != STRANGER:
+                return found
+            await trio.sleep(LOOK_AGAIN_S)
+        self.strangers += 1
+        return STRANGER
+
     def _dialler(self, stream: trio.SocketStream, own: int) -> str:
         try:
             theirs = stream.socket.getpeername()[1]
@@ -284,8 +299,9 @@ class Wire:
         if self.connections >= CONNECTIONS_MAX:
             _close(inbound, reset=True)
             return
+        dialler = await self._look_for_dialler(inbound, own)
         with trio.CancelScope() as scope:
-            connection = _Connection((self._dialler(inbound, own), name), scope)
+            connection = _Connection((dialler, name), scope)
             self._connections.append(connection)
             streams = [inbound]
             try:

@@ -170,6 +170,7 @@ async def partition(folder: Path, seed: int, history: History) -> dict[str, Any]
                 }
         mesh.look_for_dead()
         found["died_unbidden"] = list(mesh.unbidden)
+        found["strangers"] = mesh.wire.strangers
     return found
 
 

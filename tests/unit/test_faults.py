@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from benchmarks import faults
 from benchmarks.faults import (
     LOOPBACK,
     RESEND_S,
@@ -199,6 +200,18 @@ async def test_it_carries_both_ways_to_the_end_and_knows_who_dialled():
             while wire.connections:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         await stream.aclose()
+
+
+async def test_who_is_not_found_at_once_is_looked_for_again(monkeypatch: pytest.MonkeyPatch):
+    found = iter(["", "1", *[""] * faults.LOOKS])
+    monkeypatch.setattr(faults, "inode_of", lambda *seen: inode_of(*seen) if next(found) else "")
+    async with proxied(echo) as (wire, connect):
+        for pair in (("a", "b"), (STRANGER, "b")):
+            stream = await connect()
+            await stream.send_all(b"x")
+            assert await read_exactly(stream, 1) == b"x"
+            assert [c.pair for c in wire._connections][-1] == pair
+        assert wire.strangers == 1
 
 
 async def test_who_is_none_of_the_peers_is_a_stranger():
