@@ -277,8 +277,8 @@ class Wire:
         await trio.serve_listeners(take, listeners)
 
     async def _look_for_dialler(self, stream: trio.SocketStream, own: int) -> str:
-        """Return who dialled. Not at once a stranger: the kernel's table is read in parts, and what changes in
-        between may be missing, so that a link would come about through a blackhole."""
+        """Return who dialled. Not at once a stranger: the kernel's table is read in parts, and what changes
+        in between may be missing, so that a link would come about through a blackhole."""
         for _ in range(LOOKS):
             if (found := self._dialler(stream, own)) != STRANGER:
                 return found
