@@ -207,10 +207,10 @@ async def test_who_is_not_found_at_once_is_looked_for_again(monkeypatch: pytest.
     monkeypatch.setattr(faults, "inode_of", lambda *seen: inode_of(*seen) if next(found) else "")
     async with proxied(echo) as (wire, connect):
         for pair in (("a", "b"), (STRANGER, "b")):
-            stream = await connect()
-            await stream.send_all(b"x")
-            assert await read_exactly(stream, 1) == b"x"
-            assert [c.pair for c in wire._connections][-1] == pair
+            async with await connect() as stream:
+                await stream.send_all(b"x")
+                assert await read_exactly(stream, 1) == b"x"
+                assert [c.pair for c in wire._connections][-1] == pair
         assert wire.strangers == 1
 
 

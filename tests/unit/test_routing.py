@@ -226,7 +226,7 @@ def test_a_model_that_is_for_a_zone_answers_there_alone(model: str) -> None:
     assert (refused.kind, refused.reason) == (Kind.REFUSE, Reason.NO_ROUTE)
     assert choose(query(model=model, zone="hr"), ME, [secret, plain]).kind is Kind.FORWARD
     beside = choose(query(), ME, [secret, plain])
-    assert (beside.kind, beside.target and beside.target.model) == (Kind.SERVE, "other")
+    assert (beside.kind, beside.chosen and beside.chosen.model) == (Kind.SERVE, "other")
 
 
 def test_who_asks_for_a_model_of_a_zone_is_told_where_it_answers() -> None:
@@ -243,7 +243,7 @@ def test_what_a_model_of_a_zone_is_good_at_counts_nowhere_else() -> None:
     both = replace(MODEL, name="letters", zones=("hr",)), MODEL
     able = Capability("s", (law, Skill("law", direction(1.0), 0.3, model=MODEL.name)), both, (GENERAL, "hr"))
     it = Candidate(ME, "me", able, Backlog(), 0.0, ME)
-    chosen = {zone: choose(replace(ABOUT, zone=zone), ME, [it]).target for zone in (GENERAL, "hr")}
+    chosen = {zone: choose(replace(ABOUT, zone=zone), ME, [it]).chosen for zone in (GENERAL, "hr")}
     named = {zone: (row.model, row.quality) for zone, row in chosen.items() if row is not None}
     assert named == {GENERAL: (MODEL.name, pytest.approx(0.3)), "hr": ("letters", pytest.approx(1.0))}
 
