@@ -299,12 +299,12 @@ class Wire:
         if self.connections >= CONNECTIONS_MAX:
             _close(inbound, reset=True)
             return
-        dialler = await self._look_for_dialler(inbound, own)
         with trio.CancelScope() as scope:
-            connection = _Connection((dialler, name), scope)
+            connection = _Connection((STRANGER, name), scope)
             self._connections.append(connection)
             streams = [inbound]
             try:
+                connection.pair = (await self._look_for_dialler(inbound, own), name)
                 outbound = await self._reach(connection, port)
                 if outbound is None:
                     connection.reset = True

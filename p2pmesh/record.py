@@ -150,6 +150,17 @@ class Capability:
         skills = tuple(s for s in self.skills if s.vector is not None and s.vector.shape == first.shape)
         return skills, np.stack([unit(s.vector) for s in skills if s.vector is not None])
 
+    def directions_in(self, zone: str) -> tuple[tuple[Skill, ...], NDArray[np.float32]]:
+        """Return `directions` without those skills whose models answer no query of `zone`."""
+        skills, vectors = self.directions
+        silent = {model.name for model in self.models if not model.answers_in(zone)}
+        if not silent:
+            return skills, vectors
+        if len(silent) == len(self.models):  # what any of them is good at counts for nothing, too
+            silent.add("")
+        kept = [row for row, skill in enumerate(skills) if skill.model not in silent]
+        return tuple(skills[row] for row in kept), vectors[kept]
+
     def model(self, name: str) -> ModelInfo | None:
         """Return the model called `name`, or None."""
         return next((m for m in self.models if m.name == name), None)

@@ -163,10 +163,27 @@ WEAKENINGS = (
     ),
     Weakening(
         "trust/roster.py",
-        "return [last, self.quorum(said.at)] if said.at < since else [last]",
+        "return [last, *(self.quorum(turn) for turn in turns if turn < last_since)]",
         "return [last]",
         "signers",
     ),
+    Weakening(
+        "trust/roster.py",
+        "turns = [at, *(since for _, since, _ in self._heads if at < since)]",
+        "turns = [at]",
+        "signers",
+    ),
+    Weakening(
+        "trust/roster.py", "if said.since > said.not_before + SINCE_AHEAD_MAX_S:", "if False:", "roster"
+    ),
+    Weakening("trust/roster.py", "if news and former and not for_good:", "if news and former:", "roster"),
+    Weakening(
+        "trust/standing.py",
+        "at = max(math.ceil(self._clock()) + SKEW_S, self._seen.since(peer))",
+        "at = math.ceil(self._clock()) + SKEW_S",
+        "standing",
+    ),
+    Weakening("protocol/routing.py", "if not model.answers_in(query.zone):", "if False:", "routing"),
     Weakening(
         "trust/roster.py",
         "if (said.quorum.admit, said.quorum.zoned) != (quorum.admit, quorum.zoned):",

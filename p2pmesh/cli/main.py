@@ -409,10 +409,15 @@ def _peer_row(peer: dict[str, Any]) -> tuple[str, ...]:
         "gone" if not peer["alive"] else "out of reach" if peer["distance"] < 0 else str(peer["distance"]),
         "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.1f} ms",
         ", ".join(skill["name"] for skill in peer["skills"]),
-        ", ".join(model["name"] for model in peer["models"]),
+        ", ".join(model["name"] + _labels(model) for model in peer["models"]),
         ", ".join(peer["zones"]),
         "" if peer["load"] is None else f"{peer['load']['remaining_s']:.1f} s",
     )
+
+
+def _labels(model: dict[str, Any]) -> str:
+    """The zones that a model is for alone."""
+    return f" (for {' '.join(model['zones'])})" if model.get("zones") else ""
 
 
 def _scored_row(row: dict[str, Any]) -> tuple[str, ...]:

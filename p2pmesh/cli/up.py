@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def _run(config: Any, as_json: bool) -> None:
             await nursery.start(_until_signal, drain, stop, ready, nursery.cancel_scope)
             await _serve(config, as_json, drain, stop, ready)
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # prompts and keys must not end up in a core file
+    with suppress(ValueError, OSError):  # it is lower already. 1, and not 0, stops one to a program, too
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # prompts and keys must not end up in a core file
     trio.run(main)
 
 

@@ -58,7 +58,7 @@ Inbox = queue.Queue[Request]
 def main() -> NoReturn:
     """Serve one model until stdin ends. Exits with 1 when it could not be loaded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    _confine(resource.RLIMIT_CORE, 0)  # prompts must not end up in a core file
+    _confine(resource.RLIMIT_CORE, 1)  # prompts must not end up in a core file; at 0 a program may get one
     _confine(resource.RLIMIT_NOFILE, FILES_MAX)
     out = _private_stdout()
     inbox: Inbox = queue.Queue(INBOX_MAX)

@@ -34,8 +34,9 @@ SIGNER_KEY = "signer.key"
 CONTACTS_MAX = 4
 """Most addresses kept of who let this peer in."""
 _FILE = "mesh"
-_FILE_BYTES_MAX = 16 * 2**20
-"""Longest file, in bytes: 16 signers who each have thrown out a thousand."""
+_FILE_BYTES_MAX = 64 * 2**20
+"""Longest file, in bytes: all who can ever have signed, 150 by `HISTORY_BYTES_MAX`, have each thrown out a
+thousand, of 220 bytes."""
 
 
 class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -48,6 +49,7 @@ class _Kept(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     invites: Annotated[list[Invite], msgspec.Meta(max_length=OPEN_MAX)]
     banned: Annotated[dict[str, int], msgspec.Meta(max_length=BANNED_MAX)] = {}
     approved: tuple[int, bytes] = (0, b"")
+    former: Annotated[list[str], msgspec.Meta(max_length=BANNED_MAX)] = []
 
 
 def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
@@ -64,7 +66,7 @@ def load(path: Path, me: PeerId) -> tuple[Standing, tuple[str, ...]] | None:
         signed = [Signed.parse(one) for one in (kept.genesis, kept.certificate, *kept.statements)]
         banned = {PeerId(peer): since for peer, since in kept.banned.items()}
         invites, key = tuple(kept.invites), _key(path)
-        held = (signed[2:], invites, key, banned, kept.approved)
+        held = (signed[2:], invites, key, banned, [PeerId(peer) for peer in kept.former], kept.approved)
         standing = Standing(me, signed[0], signed[1], time.time, *held)
     except (msgspec.MsgspecError, Untrusted) as exc:
         raise ConfigError(
@@ -142,6 +144,7 @@ def _keep(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
         list(standing.invites),
         {str(peer): since for peer, since in standing.roster.banned.items()},
         standing.approved,
+        sorted(standing.roster.former),
     )
     state.keep(path, _FILE, msgspec.msgpack.encode(kept))
 
@@ -177,6 +180,7 @@ def joined(path: Path, standing: Standing, contacts: tuple[str, ...]) -> None:
         standing.invites, standing.approved = older[0].invites, older[0].approved
         for peer, since in older[0].roster.banned.items():
             standing.roster.ban_since(peer, since)
+        standing.roster.former |= older[0].roster.former
     _keep(path, standing, contacts)
 
 

@@ -18,11 +18,12 @@ import trio
 
 from p2pmesh.config import Config, ModelConfig, SkillConfig
 from p2pmesh.engine import base, catalog, embedder
-from p2pmesh.errors import ConfigError, EngineError, ModelLoadError
+from p2pmesh.errors import ConfigError, EngineError, LocalProtocolError, ModelLoadError
 from p2pmesh.peer.engines import EngineDown, EngineHandle, EngineUp, open_engine
 from p2pmesh.protocol import events as e
+from p2pmesh.protocol.codec import Codec
 from p2pmesh.query import AUTO, Message, Query, QueryId
-from p2pmesh.record import GENERAL, Capability, Device, Skill, Vector, quantise
+from p2pmesh.record import GENERAL, Capability, Device, PeerRecord, Skill, Vector, quantise
 
 _log = logging.getLogger("p2pmesh.peer")
 
@@ -59,6 +60,17 @@ def threads_each(config: Config, cores: int) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_told(codec: Codec, record: PeerRecord) -> None:
+    """Raise ConfigError where others could not be told what this peer has: it would be asked for nothing."""
+    try:
+        codec.encode_record(record)
+    except LocalProtocolError as exc:
+        raise ConfigError(
+            f"others cannot be told of the models and skills of this peer ({exc}): take fewer of them, or "
+            "shorter names, or let a model be for fewer zones"
+        ) from None
 
 
 class Models:

@@ -27,7 +27,7 @@ from p2pmesh.peer import credentials, reach, state
 from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
-from p2pmesh.peer.models import Models, open_models
+from p2pmesh.peer.models import Models, check_told, open_models
 from p2pmesh.peer.signers import Signers
 from p2pmesh.protocol import events as e
 from p2pmesh.protocol.machine import Machine
@@ -394,6 +394,8 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
             driver.feed(e.Described(able, host.addresses[: config.limits.addresses_max]))
 
         models.on_change(describe)
+        first = replace(machine.gossip.me.record, capability=models.capability(), addresses=host.addresses)
+        check_told(machine.codec, first)
         describe()
         if standing is not None:
             standing.on_renewal = describe

@@ -118,7 +118,7 @@ class Admission:
     def stated(self, statement: bytes) -> None:
         """Somebody at this peer has it from a signer, and `trust` has learnt it."""
         if self._trust is not None:
-            self._pass_on([statement], None)
+            self._pass_on([*self._trust.heard(), statement], None)  # it may rest on what was heard
 
     def received(self, peer: PeerId, message: Stated | Shown | Granted) -> None:
         """A neighbour says something of certificates."""

@@ -96,6 +96,8 @@ class Equivocation:
             return
         self._out.append(Notify(liar, WHY))
         self._kept[liar] = evidence
+        # It may have been let in anew since, and all were told of it before.
+        self._told = {(who, about) for who, about in self._told if about != liar}
         if came_from is not None:
             self._told.add((came_from, liar))
         if len(self._kept) > KEPT_MAX:

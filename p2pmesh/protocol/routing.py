@@ -160,7 +160,7 @@ class Nearness:
         rows: list[NDArray[np.float32]] = []
         width = 0 if query.vector is None else len(query.vector)
         for capability in (candidate.capability for candidate in candidates):
-            its, directions = capability.directions
+            its, directions = capability.directions_in(query.zone)
             # Vectors of different spaces do not compare, nor those of different lengths: somebody lies.
             if its and capability.space == query.space and directions.shape[1] == width:
                 skills += its
@@ -216,8 +216,10 @@ def quality(
 
 def why_not(query: Query, its: Capability, model: ModelInfo, config: Routing) -> Reason | None:
     """Return the hard filter that this model of a peer fails for `query`; None: it may serve it."""
-    if query.zone not in its.zones or not model.answers_in(query.zone):
+    if query.zone not in its.zones:
         return Reason.NO_ROUTE
+    if not model.answers_in(query.zone):  # whoever names it hears no more than of one that is not there
+        return Reason.NO_ROUTE if query.model == AUTO else Reason.MODEL_NOT_FOUND
     if query.model not in (AUTO, model.name):
         return Reason.MODEL_NOT_FOUND
     if query.accepted and query.resume is Resume.SAME_MODEL and query.accepted.digest != model.digest:
@@ -406,7 +408,7 @@ def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candid
                 m.context_tokens
                 for c in candidates
                 for m in c.capability.models
-                if query.model in (AUTO, m.name)
+                if query.model in (AUTO, m.name) and m.answers_in(query.zone)
             ),
             default=0,
         )
@@ -415,11 +417,9 @@ def _nobody(query: Query, table: tuple[Scored, ...], candidates: Sequence[Candid
     if Reason.ENGINE_FAILED in reasons:
         why = "its model is being restarted, or it is about to go"
         return Reason.ENGINE_FAILED, f"who could answer takes nothing just now ({why}): ask again in a moment"
-    asked_for = [m for c in candidates for m in c.capability.models if m.name == query.model]
-    if labels := sorted({zone for m in asked_for if not m.answers_in(query.zone) for zone in m.zones}):
-        return Reason.NO_ROUTE, f"the model {query.model!r} answers only in the zones {', '.join(labels)}"
     if Reason.MODEL_NOT_FOUND in reasons or (query.model != AUTO and not table):
-        return Reason.MODEL_NOT_FOUND, f"no peer within reach serves the model {query.model!r}"
+        where = "" if query.zone == GENERAL else f" in the zone {query.zone!r}"
+        return Reason.MODEL_NOT_FOUND, f"no peer within reach serves the model {query.model!r}{where}"
     if not table:
         return Reason.NO_ROUTE, "no peer within reach serves any model"
     return Reason.NO_ROUTE, f"no peer within reach may see the zone {query.zone!r} and has a model for it"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from p2pmesh.record import PeerId
 from p2pmesh.trust.roster import SKEW_S, Member, Roster
-from p2pmesh.trust.statements import Certificate, Signer, Statement
+from p2pmesh.trust.statements import ZONES_MAX, Certificate, Signer, Statement
 
 NO_KEY = (
     "this peer signs for nobody: no signer's key was on this machine when it was started (`p2pmesh mesh key` "
@@ -48,6 +48,7 @@ class Policy:
         stays = self._key is not None and all(self._key.id in quorum.signers for quorum in quorums)
         if not (self.zones and stays and isinstance(said, Certificate)):
             return None
-        kept = {zone for zone in said.zones if zone not in self.zones}
-        zones = kept | {zone for zone, peers in self.zones.items() if peer in peers}
+        named = {zone for zone, peers in self.zones.items() if peer in peers}
+        kept = sorted(zone for zone in said.zones if zone not in self.zones)
+        zones = {*kept[: max(0, ZONES_MAX - len(named))], *named}  # one that is full would be renewed no more
         return None if zones == set(said.zones) else tuple(sorted(zones))

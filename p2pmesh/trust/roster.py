@@ -35,6 +35,9 @@ HISTORY_BYTES_MAX = 14_336
 """Longest that all changes of signers are together, in bytes: they are shown at the door, too."""
 _SIGNATURE_BYTES = 122
 """Of one signature with whose it is."""
+SINCE_AHEAD_MAX_S = 2 * SKEW_S
+"""Seconds by which a certificate may begin before it says that its peer was let in: that is later than the
+last revocation, which lies ahead for a clock that may be slow. Later still, nobody could be thrown out."""
 AHEAD_MAX_S = 86_400
 """Most seconds that a revocation may lie ahead: for so long could no ticket make up for it. A guess: a clock
 that is off by a day is noticed."""
@@ -76,7 +79,7 @@ class Roster:
         """The latest, by signer and peer."""
         self.banned: dict[PeerId, int] = {}
         """Who equivocates, and since when it was in, in Unix seconds: let in later, it is in again."""
-        self._former: set[PeerId] = set()
+        self.former: set[PeerId] = set()
         """Those of them whom only such have let in who sign no more."""
 
     def signers(self, now: float) -> frozenset[PeerId]:
@@ -167,20 +170,25 @@ class Roster:
             raise Untrusted("how many signers it takes does not change")
         if len(change.signers(_ids(quorum))) < sum(s in quorum.signers for s, _ in change.signatures):
             raise Untrusted("a signature under it does not hold: is it the whole word?")
-        if len({*quorum.signers, *said.quorum.signers}) > SIGNERS_MAX:
+        asked = self.asked(change)
+        if len({*_ids(*asked), *said.quorum.signers}) > SIGNERS_MAX:
             raise Untrusted(f"those who sign and those who are to sign are more than {SIGNERS_MAX}")
         bodies = sum(len(one.body) for one in (*self.changes, change))
-        asked = self._asked(said)
         signatures = sum(len(one.signatures) for one in self.changes) + sum(map(_most, asked))
         if bodies + signatures * _SIGNATURE_BYTES > HISTORY_BYTES_MAX:
             raise Untrusted("the signers were changed too often: found a new mesh")
         return max(0, *(_most(one) - len(change.signers(_ids(one))) for one in asked))
 
-    def _asked(self, said: Change) -> list[Quorum]:
+    def asked(self, change: Signed) -> list[Quorum]:
         """Return of whom most must sign the next change: those of the last one, and where it is to hold
-        before that does, those as well who sign until then."""
-        _, since, last = self._heads[-1]
-        return [last, self.quorum(said.at)] if said.at < since else [last]
+        before that does, those as well who would have signed from then until then. Raises Untrusted where it
+        is none."""
+        if not isinstance(change.statement, Change):
+            raise Untrusted("no change of signers")
+        at = change.statement.at
+        _, last_since, last = self._heads[-1]
+        turns = [at, *(since for _, since, _ in self._heads if at < since)]
+        return [last, *(self.quorum(turn) for turn in turns if turn < last_since)]
 
     def _change(self, said: Change, signed: Signed) -> bool:
         if said.number < len(self._heads):
@@ -190,7 +198,7 @@ class Roster:
         if missing := self.missing(signed):
             raise Untrusted(f"{missing} more of those who signed until then must say so")
         # No more signatures than it takes, the same everywhere: how long it is must not depend on who tells.
-        kept = {s for one in self._asked(said) for s in sorted(signed.signers(_ids(one)))[: _most(one)]}
+        kept = {s for one in self.asked(signed) for s in sorted(signed.signers(_ids(one)))[: _most(one)]}
         self.changes.append(signed.only(kept))
         self._heads.append((signed.digest, float(said.at), said.quorum))
         return True
@@ -219,6 +227,8 @@ class Roster:
             raise Untrusted("its certificate is of another mesh")
         if said.peer != peer:
             raise Untrusted("its certificate is another peer's")
+        if said.since > said.not_before + SINCE_AHEAD_MAX_S:
+            raise Untrusted("it was let in at a time to come, by its certificate")
         if said.not_after - said.not_before > LIFE_MAX_S:
             raise Untrusted(f"its certificate lasts longer than {LIFE_MAX_S // 86_400} days")
         return said
@@ -240,13 +250,15 @@ class Roster:
                 raise Untrusted("no signers have ever let it in")
         signing = [quorum for _, quorum in self.from_now_on(now)]
         former = not all(_any_admits(certificate, signing) for certificate in certificates)
-        if peer not in self.banned and len(self.banned) >= BANNED_MAX and not former and self._former:
-            del self.banned[self._former.pop()]  # who signs no more could make up any number of them
-        news = self.ban_since(peer, min(since, int(now) + SKEW_S))
-        if news and former:
-            self._former.add(peer)
+        if peer not in self.banned and len(self.banned) >= BANNED_MAX and not former and self.former:
+            del self.banned[self.former.pop()]  # who signs no more could make up any number of them
+        for_good = peer in self.banned and peer not in self.former
+        # One that was just let in anew, by a clock that is ahead, is out as well.
+        news = self.ban_since(peer, min(since, int(now) + SKEW_S + SINCE_AHEAD_MAX_S))
+        if news and former and not for_good:
+            self.former.add(peer)
         elif news:
-            self._former.discard(peer)
+            self.former.discard(peer)
         return news
 
     def ban_since(self, peer: PeerId, since: int) -> bool:

@@ -17,6 +17,7 @@ from p2pmesh.trust import tickets
 from p2pmesh.trust.grants import NO_KEY, NOT_A_SIGNER, TWO_CHANGES, Policy, is_fair
 from p2pmesh.trust.papers import Papers, Secret, Welcome, read_shown
 from p2pmesh.trust.roster import EQUIVOCATES, LIFE_MAX_S, SKEW_S, Member, Roster
+from p2pmesh.trust.seen import Seen
 from p2pmesh.trust.statements import (
     Certificate,
     Quorum,
@@ -33,8 +34,6 @@ ZONED_LIFE_S = 86_400
 """The same of one with zones. A guess: a room whose signer is away for a day."""
 _DRAFT_S = 60.0
 """Seconds for which one draft is offered to the signers: their signatures must be under the same bytes."""
-_ADMITTED_MAX = 4_096
-"""Most certificates remembered of those that were let in; as many as there can be connections, and more."""
 
 
 class Standing:
@@ -50,6 +49,7 @@ class Standing:
         invites: tuple[Invite, ...] = (),
         key: Signer | None = None,
         banned: Mapping[PeerId, int] | None = None,
+        former: Collection[PeerId] = (),
         approved: tuple[int, bytes] = (0, b""),
     ) -> None:
         """`clock`: Unix seconds. `key`: of a signer, where this machine has one. Raises Untrusted for what
@@ -61,6 +61,7 @@ class Standing:
             self.roster.add(signed, clock(), judged=True)
         for peer, since in (banned or {}).items():
             self.roster.ban_since(peer, since)
+        self.roster.former.update(self.roster.banned.keys() & former)
         self.own = certificate
         """This peer's certificate."""
         self.invites = invites
@@ -75,8 +76,7 @@ class Standing:
         self.policy = Policy(self.roster, key)
         self._key = key
         self._clock = clock
-        self._admitted: dict[PeerId, Signed] = {}
-        self._parsed: dict[bytes, Signed] = {}
+        self._seen = Seen()
         self._draft: Signed | None = None
         self._drafted = -math.inf
         self._heard: list[bytes] = []
@@ -132,7 +132,7 @@ class Standing:
                 raise Untrusted(wrong)
         certificate = Signed.parse(papers.certificate)
         member = self.roster.check(certificate, peer, self._clock())
-        self._remember(peer, certificate)
+        self._seen.show(peer, certificate)
         return member
 
     def certificate(self) -> bytes:
@@ -142,13 +142,11 @@ class Standing:
     def vouches(self, peer: PeerId, certificate: bytes, zones: Collection[str]) -> bool:
         """Return whether `certificate` proves that `peer` is in, and may see `zones`."""
         try:
-            signed = self._parsed.get(certificate) or Signed.parse(certificate)
+            signed = self._seen.read(certificate)
             granted = self.roster.check(signed, peer, self._clock()).zones
         except Untrusted:
             return False
-        self._parsed[certificate] = signed  # its signatures are checked once
-        if len(self._parsed) > _ADMITTED_MAX:
-            del self._parsed[next(iter(self._parsed))]
+        self._seen.tell(certificate, signed)
         return granted.issuperset(zones)
 
     # -- what signers say -----------------------------------------------------------------------------
@@ -207,9 +205,13 @@ class Standing:
         """Return those of `peers` that would not be let in any more."""
         now, found = self._clock(), []
         for peer in peers:
+            certificate = self._seen.shown_by(peer)
             try:
-                self.roster.check(self._admitted[peer], peer, now)
-            except (KeyError, Untrusted):
+                if certificate is not None:
+                    self.roster.check(certificate, peer, now)
+            except Untrusted:
+                certificate = None
+            if certificate is None:
                 found.append(peer)
         return found
 
@@ -282,7 +284,7 @@ class Standing:
     def granted(self, peer: PeerId) -> bytes:
         """Return a certificate for `peer`, this one or one that was let in, by this machine's policy, where
         that grants it other zones than it shows; nothing otherwise, and where this machine alone cannot."""
-        certificate = self.own if peer == self.me else self._admitted.get(peer)
+        certificate = self.own if peer == self.me else self._seen.shown_by(peer)
         now = self._clock()
         said = None if certificate is None else certificate.statement
         zones = self.policy.instead(peer, said, now)
@@ -371,8 +373,8 @@ class Standing:
         if peer == self.me:
             raise Untrusted("that is this peer itself: let another signer's do it")
         key = self._signing()
-        # It may have been let in by a signer whose clock is ahead.
-        at = math.ceil(self._clock()) + SKEW_S
+        # It may have been let in by a signer whose clock is ahead, and anew since it was thrown out before.
+        at = max(math.ceil(self._clock()) + SKEW_S, self._seen.since(peer))
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [key])
         self.learn([signed.to_bytes()])
         if self.roster.revoked_at(peer, self._clock()) < at:
@@ -387,9 +389,10 @@ class Standing:
 
     def approve(self, change: Signed, anew: bool = False) -> Signed:
         """Return `change`, signed by this machine too; where that is enough it holds, and `learn` takes it.
-        Raises Untrusted where this peer is no signer, it does not follow on the last change, or this machine
-        has signed another that does not either: `anew` says that nobody else will sign that one."""
-        signed = self.signed(change)
+        Raises Untrusted where this peer is no signer who is asked, it does not follow on the last change, or
+        this machine has signed another that does not either: `anew` says that nobody else will sign that
+        one."""
+        signed = change.signed([self._signing(*self.roster.asked(change))])
         self.roster.missing(change)
         number = len(self.roster.changes) + 1
         if not anew and self.approved[0] == number and self.approved[1] != change.digest:
@@ -402,12 +405,14 @@ class Standing:
             raise
         return signed
 
-    def _signing(self, quorum: Quorum | None = None) -> Signer:
+    def _signing(self, *quorums: Quorum) -> Signer:
+        """Return this machine's key, if it is of one of `quorums`; of those who sign now, without any."""
         if self._key is None:
             raise Untrusted(NO_KEY)
-        if self._key.id not in (quorum or self.roster.quorum(self._clock())).signers:
-            raise Untrusted(NOT_A_SIGNER)
-        return self._key
+        for quorum in quorums or (self.roster.quorum(self._clock()),):
+            if self._key.id in quorum.signers:
+                return self._key
+        raise Untrusted(NOT_A_SIGNER)
 
     def _redeem(self, peer: PeerId, secret: bytes) -> bytes:
         out_until = self.roster.revoked_at(peer, self._clock())
@@ -441,9 +446,3 @@ class Standing:
 
     def _history(self) -> tuple[bytes, ...]:
         return tuple(change.to_bytes() for change in self.roster.changes)
-
-    def _remember(self, peer: PeerId, certificate: Signed) -> None:
-        self._admitted.pop(peer, None)
-        if len(self._admitted) >= _ADMITTED_MAX:
-            del self._admitted[next(iter(self._admitted))]
-        self._admitted[peer] = certificate

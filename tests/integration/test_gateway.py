@@ -598,6 +598,7 @@ async def test_explain_and_peers_tell_what_the_library_tells():
         assert (nothing["decision"], nothing["table"][0]["why_not"]) == ("refuse", "model_not_found")
         peers = (await it.call("GET", "/mesh/v1/peers")).json()["peers"]
         assert peers[0]["devices"] == []
+        assert [model["zones"] for model in peers[1]["models"]] == [[]]
         assert [(p["name"], p["distance"], p["linked"]) for p in peers] == [
             ("bücher", 0, False),
             ("worker 1", 1, True),

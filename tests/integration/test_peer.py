@@ -469,6 +469,10 @@ async def test_what_cannot_start_leaves_nothing_behind(tmp_path: Path):
         await refused(
             ConfigError, "names the model 'nope'; this peer serves echo", skills=(other,), models=(echo,)
         )
+        hr = tuple(f"{i:064}" for i in range(15))
+        long = tuple(replace(echo, name=f"m{i}", zones=hr) for i in range(9))
+        await refused(ConfigError, "others cannot be told", models=long)
+        await refused(ConfigError, "models.zones of 'echo'", models=(replace(echo, zones=("h r",)),))
         await refused(ConfigError, "net.join", net=Net(join=("nowhere",)))
         outside = "/ip4/192.0.2.1/tcp/0"
         for net in (Net(listen=(outside,)), Net(announce=(outside,))):

@@ -26,10 +26,12 @@ def certificate(
     *keys: Identity,
     peer: PeerId = ADA,
     zones: tuple[str, ...] = (),
-    since: int = NOW,
+    since: int | None = None,
     begins: int = NOW,
     life: int = DAY,
 ) -> Signed:
+    """Return a certificate, of one let in at NOW, or when it begins where that is before."""
+    since = min(NOW, begins) if since is None else since
     return Signed.of(Certificate(mesh.digest, peer, zones, since, begins, begins + life), keys)
 
 

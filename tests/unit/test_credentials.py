@@ -59,8 +59,12 @@ def test_who_equivocates_stays_out_after_a_restart_and_a_new_ticket(tmp_path: Pa
     given = welcomed(one.admit(ME.id, shown_for(ticket)), ticket, ME.id, time.time)
     one.ban(ADA, (ada.certificate(),))
     assert loaded(tmp_path).roster.banned == one.roster.banned != {}
+    one.roster.former.add(ADA)  # by who signs no more: it gives way to another
+    one.on_change()
+    assert loaded(tmp_path).roster.former == {ADA}
     credentials.joined(tmp_path, given, ())
     assert loaded(tmp_path).roster.banned == one.roster.banned
+    assert loaded(tmp_path).roster.former == {ADA}
 
 
 def test_a_policy_is_applied_to_this_peer_too(tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def test_who_was_let_in_anew_is_told_of_no_more() -> None:
     assert not told(bench.say(B, m.Announce((line(newer),))))
 
 
+def test_who_says_two_things_again_after_he_was_let_in_anew_is_told_of_to_all_again() -> None:
+    bench = meshed(A, B, D)
+    bench.say(A, EVIDENCE)
+    bench.handle(e.Disconnected(D))
+    trust = bench.machine._admission._trust
+    assert isinstance(trust, Banning)
+    trust.out.clear()
+    white, black = (signed(D, Version(2, 1), able) for able in (UNABLE, ABLE))
+    bench.say(A, m.Records((white,)))
+    assert told(bench.say(B, m.Records((black,)))) == dict.fromkeys((A, B), m.Evidence(white, black))
+
+
 def test_our_own_key_in_other_hands_is_told_of_too() -> None:
     bench = meshed(A, B)
     other = signed(ME, bench.machine.gossip.me.record.version, ABLE)

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from p2pmesh.config import Config, Engine, ModelConfig
+from p2pmesh.config import Config, Engine, Limits, ModelConfig
 from p2pmesh.engine import catalog
 from p2pmesh.engine.base import Load
+from p2pmesh.errors import ConfigError
 from p2pmesh.peer import models
 from p2pmesh.peer.engines import EngineHandle, EngineUp
+from p2pmesh.protocol.codec import Codec
 from p2pmesh.query import Message, QueryId
-from p2pmesh.record import Capability, Device, ModelInfo
+from p2pmesh.record import Capability, Device, ModelInfo, PeerId, PeerRecord, Version
 
 USER = Message("user", "x")
 OWN = Message("system", "be brief")
@@ -63,6 +65,15 @@ def test_a_model_is_told_of_with_its_zones_whether_it_is_up_or_not():
     assert [(m.zones, m.slots) for m in found.capability().models] == [(("hr",), 0)]
     found._on_engine("a", engine, EngineUp(engine.info))
     assert [(m.zones, m.slots) for m in found.capability().models] == [(("hr",), 4)]
+
+
+def test_what_others_could_not_be_told_of_is_said_before_it_is_asked_for_in_vain():
+    able = Capability(models=(ModelInfo("m", "", 1, 1.0, 1.0, 1, zones=tuple("ab")),))
+    models.check_told(Codec(Limits()), PeerRecord(PeerId("me"), Version(1, 1), capability=able))
+    long = tuple(f"{i:064}" for i in range(15))
+    many = Capability(models=tuple(replace(able.models[0], name=f"m{i}", zones=long) for i in range(9)))
+    with pytest.raises(ConfigError, match=r"cannot be told .*at most 7700.*let a model be for fewer zones"):
+        models.check_told(Codec(Limits()), PeerRecord(PeerId("me"), Version(1, 1), capability=many))
 
 
 @pytest.mark.parametrize(

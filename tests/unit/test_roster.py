@@ -7,7 +7,7 @@ import pytest
 from p2pmesh.errors import Untrusted
 from p2pmesh.record import GENERAL, PeerId
 from p2pmesh.trust import roster as rosters
-from p2pmesh.trust.roster import LIFE_MAX_S, SKEW_S, Roster
+from p2pmesh.trust.roster import LIFE_MAX_S, SINCE_AHEAD_MAX_S, SKEW_S, Roster
 from p2pmesh.trust.statements import Signed
 from tests.unit.keyring import (
     ADA,
@@ -104,7 +104,7 @@ def test_only_who_was_let_in_is_banned(signed: Signed) -> None:
 def test_what_has_expired_bans_too() -> None:
     """Its owner will show a renewed one."""
     roster = Roster(ONE)
-    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY, since=NOW),), NOW)
+    assert roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW - 9 * DAY),), NOW)
 
 
 def test_who_signs_no_more_leaves_room_for_those_that_equivocate_indeed(
@@ -123,8 +123,37 @@ def test_who_signs_no_more_leaves_room_for_those_that_equivocate_indeed(
 
 def test_a_ban_is_of_no_time_to_come() -> None:
     roster = Roster(ONE)
-    roster.ban(ADA, (certificate(ONE, KEYS[0], since=NOW + 9 * DAY),), NOW)
-    assert roster.banned == {ADA: NOW + SKEW_S}
+    roster.ban(ADA, (certificate(ONE, KEYS[0], begins=NOW + 9 * DAY, since=NOW + 9 * DAY),), NOW)
+    assert roster.banned == {ADA: NOW + SKEW_S + SINCE_AHEAD_MAX_S}
+
+
+def test_who_was_let_in_at_a_time_to_come_is_not_in_and_could_never_be_thrown_out() -> None:
+    """A thief of a signer's key made such a one, and honest signers renewed it for ever."""
+    roster = Roster(ONE)
+    for ahead_s, good in ((SINCE_AHEAD_MAX_S, True), (SINCE_AHEAD_MAX_S + 1, False), (2**39, False)):
+        signed = certificate(ONE, KEYS[0], since=NOW + ahead_s)
+        if good:
+            assert roster.check(signed, ADA, NOW)
+        else:
+            with pytest.raises(Untrusted, match="at a time to come"):
+                roster.check(signed, ADA, NOW)
+            with pytest.raises(Untrusted, match="at a time to come"):
+                roster.ban(ADA, (signed,), NOW)
+
+
+def test_a_ban_by_those_who_sign_is_for_good_whatever_others_bring_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A former signer and the liar brought newer evidence, and it was the next to be forgotten."""
+    monkeypatch.setattr(rosters, "BANNED_MAX", 1)
+    mesh = genesis(KEYS[0], KEYS[1])
+    roster = Roster(mesh)
+    assert roster.ban(ADA, (certificate(mesh, KEYS[1]),), NOW)
+    roster.add(change(mesh, [], *KEYS[:2], to=(KEYS[1],)), NOW)
+    assert roster.ban(ADA, (certificate(mesh, KEYS[0], since=NOW + 1),), NOW)
+    assert not roster.ban(BLAISE, (certificate(mesh, KEYS[1], peer=BLAISE),), NOW)
+    with pytest.raises(Untrusted, match="two records"):
+        roster.check(certificate(mesh, KEYS[1]), ADA, NOW)
 
 
 def test_there_is_room_for_so_many_bans(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,19 +223,31 @@ def test_a_model_that_is_for_a_zone_answers_there_alone(model: str) -> None:
     secret = secret._replace(capability=replace(secret.capability, zones=(GENERAL, "hr")))
     plain = candidate(ME, name="other")
     refused = choose(query(model=model), ME, [secret])
-    assert (refused.kind, refused.reason) == (Kind.REFUSE, Reason.NO_ROUTE)
+    reason = Reason.NO_ROUTE if model == "auto" else Reason.MODEL_NOT_FOUND
+    assert (refused.kind, refused.reason) == (Kind.REFUSE, reason)
     assert choose(query(model=model, zone="hr"), ME, [secret, plain]).kind is Kind.FORWARD
     beside = choose(query(), ME, [secret, plain])
     assert (beside.kind, beside.chosen and beside.chosen.model) == (Kind.SERVE, "other")
 
 
-def test_who_asks_for_a_model_of_a_zone_is_told_where_it_answers() -> None:
-    rows = [candidate(A, name="letters", zones=("law", "hr")), candidate(B)]
-    told = choose(query(model="letters"), ME, rows)
-    assert (told.reason, told.detail) == (
-        Reason.NO_ROUTE,
-        "the model 'letters' answers only in the zones hr, law",
-    )
+def test_who_may_not_ask_a_model_hears_no_more_of_it_than_of_one_that_is_not_there() -> None:
+    rows = [candidate(A, name="letters", zones=("law", "hr"), context_tokens=9_999), candidate(B)]
+    there, gone = (choose(query(model=name), ME, rows) for name in ("letters", "lettres"))
+    assert there.reason is gone.reason is Reason.MODEL_NOT_FOUND
+    assert there.detail.replace("letters", "lettres") == gone.detail
+    assert "9999" not in choose(query(prompt_tokens=5_000), ME, rows).detail
+
+
+def test_a_skill_that_counts_for_nothing_makes_no_other_doubtful() -> None:
+    """The nearest of all was of a model that answers in another zone alone: the right one fell behind."""
+    law = candidate(A, Skill("law", direction(0.9), 1.0), name="plain")
+    general = candidate(C, Skill(GENERAL, None, 0.6), name="general")
+    for of in ("letters", ""):
+        skill = Skill("letters", direction(1.0), 1.0, model=of)
+        letters = candidate(B, skill, name="letters", zones=("hr",))
+        chosen = choose(ABOUT, ME, [law, letters, general]).chosen
+        assert chosen is not None
+        assert (chosen.model, chosen.quality) == ("plain", pytest.approx(1.0))
 
 
 def test_what_a_model_of_a_zone_is_good_at_counts_nowhere_else() -> None:

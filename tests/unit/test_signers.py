@@ -150,6 +150,20 @@ def test_those_who_will_sign_do_not_before_their_time() -> None:
             roster.add(change(ONE, [first], B, to=(B,), at=at), NOW)
 
 
+def test_nobody_who_signed_meanwhile_is_passed_over_by_a_change_of_the_past() -> None:
+    """It held from before his time on: a former signer and a coming one made it, and he signed no more."""
+    roster = Roster(ONE)
+    first = change(ONE, [], A, to=(B,), at=NOW)
+    second = change(ONE, [first], B, to=(C,), at=NOW + DAY)
+    for signed in (first, second):
+        roster.add(signed, NOW + 60)
+    for keys, missing in (((A, C), 1), ((B, C), 1), ((A, B), 1), ((A, B, C), 0)):
+        past = change(ONE, [first, second], *keys, to=(C,), at=NOW - 5)
+        assert roster.missing(past) == missing, keys
+    assert not roster.missing(change(ONE, [first, second], B, C, to=(C,), at=NOW + 60))
+    assert not roster.missing(change(ONE, [first, second], C, to=(A,), at=NOW + DAY))
+
+
 def test_how_many_it_takes_does_not_change() -> None:
     """Who was to sign one more signer did not see that one alone would suffice from then on."""
     mesh = genesis(A, B, C, admit=2)
@@ -482,6 +496,20 @@ def test_what_cannot_be_is_refused_and_nothing_changes(
         signers.change(**asked)  # type: ignore[arg-type]
     assert not standing.roster.changes
     assert not told
+
+
+def test_who_is_about_to_go_signs_what_takes_the_place_of_his_going(today: Clock) -> None:
+    """He was asked, and his own machine would not: it said that it signs for nobody."""
+    one, _ = room(signing(today, A))
+    coming = signing(today, B, peer=CARL)
+    two, _ = room(coming)
+    going = one.change(add=[word(B)], remove=[A.id])
+    coming.learn([peer_signers.parse(going.text).to_bytes()])
+    sooner = two.change(add=[word(C)], after_s=600.0)
+    assert sooner.missing == 1
+    assert one.sign(sooner.text).missing == 0
+    with pytest.raises(Untrusted, match="signs for nobody"):
+        room(signing(today, D))[0].sign(two.change(add=[word(A)], anew=True).text)
 
 
 def test_nobody_signs_unawares_what_holds_at_once_and_cuts_off_others(today: Clock) -> None:

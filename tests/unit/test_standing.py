@@ -9,7 +9,7 @@ from p2pmesh.errors import ConfigError, Untrusted
 from p2pmesh.net.identity import Identity
 from p2pmesh.net.link import SHOWN_BYTES_MAX
 from p2pmesh.record import GENERAL, PeerId
-from p2pmesh.trust import standing as standings
+from p2pmesh.trust import seen
 from p2pmesh.trust.papers import shown_for
 from p2pmesh.trust.roster import SKEW_S
 from p2pmesh.trust.standing import LIFE_S, ZONED_LIFE_S, Standing
@@ -247,6 +247,54 @@ def test_a_certificate_of_a_clock_that_is_ahead_is_thrown_out_too(clock: Clock) 
     blaise.revoke(ADA)
     with pytest.raises(Untrusted, match="thrown out"):
         blaise.admit(ADA, ada.show())
+
+
+def test_who_was_let_in_anew_just_now_can_be_thrown_out_again(clock: Clock) -> None:
+    """A second later than he was thrown out: that is later than a revocation of now lies ahead."""
+    blaise = signer(clock)
+    ada = member(clock)
+    blaise.admit(ADA, ada.show())
+    for _ in range(3):
+        blaise.revoke(ADA)
+        clock.now += 1
+        ticket = blaise.invite(SECRET, (), (), 60.0, 1)
+        ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+        blaise.admit(ADA, ada.show())
+    blaise.revoke(ADA)
+    assert blaise.outsiders([ADA]) == [ADA]
+
+
+def test_who_is_known_by_his_record_alone_is_thrown_out_as_surely(clock: Clock) -> None:
+    blaise = signer(clock)
+    ahead = certificate(MESH, KEYS[0], since=NOW + 2 * SKEW_S)
+    assert blaise.vouches(ADA, ahead.to_bytes(), (GENERAL,))
+    blaise.revoke(ADA)
+    assert not blaise.vouches(ADA, ahead.to_bytes(), (GENERAL,))
+
+
+def test_who_equivocates_just_let_in_anew_is_out_where_the_clock_is_slow_too(clock: Clock) -> None:
+    blaise, slow = signer(clock), Clock()
+    blaise.revoke(ADA)
+    clock.now += 1
+    ticket = blaise.invite(SECRET, (), (), 60.0, 1)
+    ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    slow.now = clock.now - SKEW_S + 1
+    carl = member(slow, CARL)
+    carl.learn(blaise.statements())
+    carl.admit(ADA, ada.show())
+    assert carl.ban(ADA, (ada.certificate(),))
+    assert carl.outsiders([ADA]) == [ADA]
+
+
+def test_a_policy_that_leaves_no_room_takes_what_it_does_not_name(clock: Clock) -> None:
+    """Sixteen zones fit into no certificate: the peer kept what was taken from it, and was not renewed."""
+    blaise = signer(clock)
+    ada = member(clock, zones=(*(f"z{i:02}" for i in range(14)), "hr"))
+    blaise.policy.zones = {"hr": frozenset(), "law": frozenset({ADA}), "tax": frozenset({ADA})}
+    blaise.admit(ADA, ada.show())
+    clock.now += 1
+    ada.take(blaise.granted(ADA))
+    assert set(ada.zones()) == {GENERAL, "law", "tax", *(f"z{i:02}" for i in range(13))}
 
 
 def test_who_equivocates_is_out_everywhere_until_a_newer_ticket(clock: Clock) -> None:
@@ -563,7 +611,7 @@ def test_a_certificate_vouches_for_its_peer_and_its_zones_alone(clock: Clock) ->
 
 
 def test_only_so_many_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standings, "_ADMITTED_MAX", 2)
+    monkeypatch.setattr(seen, "SEEN_MAX", 2)
     blaise = member(clock, BLAISE)
     keys = [Identity.from_seed(bytes([n]) * 32).id for n in range(110, 113)]
     for peer in keys:
