@@ -150,6 +150,10 @@ class Capability:
         skills = tuple(s for s in self.skills if s.vector is not None and s.vector.shape == first.shape)
         return skills, np.stack([unit(s.vector) for s in skills if s.vector is not None])
 
+    def zones_of(self, model: ModelInfo) -> tuple[str, ...]:
+        """Return the zones whose queries `model` may answer here."""
+        return tuple(zone for zone in self.zones if model.answers_in(zone))
+
     def directions_in(self, zone: str) -> tuple[tuple[Skill, ...], NDArray[np.float32]]:
         """Return `directions` without those skills whose models answer no query of `zone`."""
         skills, vectors = self.directions

@@ -92,6 +92,8 @@ def _config(config_file: str | None, flags: dict[str, Any]) -> Any:
         over["http"] = {"bind": flags["http"]}
     models = _models(flags)
     if models is not None:
+        if models:
+            _check_labels(config_file, settings.load(config_file).models)
         over["models"] = models
     if flags["skills"]:
         over["skills"] = [_skill(text) for text in flags["skills"]]
@@ -99,6 +101,18 @@ def _config(config_file: str | None, flags: dict[str, Any]) -> Any:
     if not config.models and not flags["no_model"]:
         config = settings.with_default_model(config)
     return config
+
+
+def _check_labels(config_file: str | None, models: Any) -> None:
+    """Raise ConfigError where flags would take the place of models that are for zones alone: the same model
+    would answer everybody."""
+    from p2pmesh.errors import ConfigError
+
+    if labelled := [model.model for model in models if model.zones]:
+        raise ConfigError(
+            f"--model and --engine take the place of all [[models]] of {config_file}, and of the zones that "
+            f"{', '.join(labelled)} is for: say in the file what to serve"
+        )
 
 
 def _models(flags: dict[str, Any]) -> list[dict[str, Any]] | None:

@@ -310,7 +310,7 @@ class _Door:
         for member in self._peer.members():
             if member.alive and member.distance >= 0:
                 for model in member.capability.models:
-                    if key is None or any(map(key.may_ask_in, model.zones or (GENERAL,))):
+                    if key is None or any(map(key.may_ask_in, member.capability.zones_of(model))):
                         served.setdefault(model.name, []).append(member.name)
         return [
             {"id": name, "object": "model", "created": 0, "owned_by": "p2pmesh", "peers": peers}

@@ -23,7 +23,7 @@ from p2pmesh.net.address import parse
 from p2pmesh.net.discovery import open_discovery
 from p2pmesh.net.host import Host, open_host
 from p2pmesh.net.identity import Identity, load_or_create
-from p2pmesh.peer import credentials, reach, state
+from p2pmesh.peer import credentials, meeting, reach, state
 from p2pmesh.peer.answer import Answer, read_bookmark
 from p2pmesh.peer.background import background
 from p2pmesh.peer.driver import Driver
@@ -42,10 +42,6 @@ from p2pmesh.trust.tickets import SECRET_BYTES, Ticket
 _log = logging.getLogger("p2pmesh.peer")
 TICKET_LIFE_S = 3_600.0
 """Seconds a ticket is good for, unless told otherwise: to carry it to the next desk."""
-_JOIN_RETRY_S = 2.0
-"""Seconds between tries of the addresses in `net.join` while there is no link at all. A guess."""
-_JOIN_RETRY_MAX_S = 30.0
-"""Most seconds between them while there are other links."""
 _DRAIN_LOOK_S = 0.05
 """Seconds between two looks whether all has ended."""
 _LAST_WORDS_S = 1.0
@@ -99,7 +95,7 @@ class Peer:
         self._host = host
         self._driver = driver
         self._models = models
-        self._left = False
+        self._meeting = trio.CancelScope()
         self.token = secrets.token_hex(16)
         """What proves to its HTTP door that somebody may read this peer's state directory."""
         self._streams = 0
@@ -251,7 +247,11 @@ class Peer:
             "flights": len(machine.relay.flights),
             "engines": self._models.status(),
             "embedding_space": self._models.space,
-            "unreachable": self._driver.unreachable,
+            "unreachable": {
+                address: why
+                for address, why in self._driver.unreachable.items()
+                if address.partition("/p2p/")[2] not in machine.membership.links
+            },
             "counters": counters,
         }
 
@@ -338,7 +338,7 @@ class Peer:
         """Say goodbye to all neighbours, so that nobody waits for us, and look for nobody from now on.
 
         What was asked here and has not ended ends in an error, which its asker has a second to take."""
-        self._left = True
+        self._meeting.cancel()
         self._driver.feed(e.Departed())
         with trio.move_on_after(_LAST_WORDS_S):
             while self._streams:  # noqa: ASYNC110  # as in `drain`
@@ -402,10 +402,12 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         peer = Peer(config, directory, host, driver, models, standing)
         nursery = await stack.enter_async_context(background())
         nursery.start_soon(driver.run)
-        nursery.start_soon(_keep_joined, peer, host, tuple(dict.fromkeys((*config.net.join, *contacts))))
+        addresses = tuple(dict.fromkeys((*config.net.join, *contacts)))
+        place = None if standing is None else directory
+        nursery.start_soon(meeting.look_for_others, peer._meeting, driver, host, addresses, place)
         if config.net.mdns:
             heard = await stack.enter_async_context(open_discovery(host.id, host.addresses, config.net))
-            nursery.start_soon(_meet, driver, heard)
+            nursery.start_soon(meeting.meet, driver, heard)
         try:
             yield peer
         finally:
@@ -421,25 +423,3 @@ def _check_addresses(config: Config) -> None:
             parse(address)
         except ValueError as exc:
             raise ConfigError(f"net.join: {exc}") from None
-
-
-async def _keep_joined(peer: Peer, host: Host, addresses: tuple[str, ...]) -> None:
-    """Dial the configured contacts until each is linked, ever more slowly unless we are alone."""
-    pause = _JOIN_RETRY_S
-    while addresses and not peer._left:
-        links = host.links()
-        missing = [a for a in addresses if (_id_in(a) or peer._driver.met.get(a)) not in links]
-        for address in missing if links else addresses:
-            peer.join(address)
-        pause = min(_JOIN_RETRY_MAX_S, 2 * pause) if links else _JOIN_RETRY_S
-        await trio.sleep(pause)
-
-
-def _id_in(address: str) -> str:
-    """Return the peer id that a multiaddress ends in, or "" where it has none."""
-    return address.partition("/p2p/")[2]
-
-
-async def _meet(driver: Driver, heard: trio.MemoryReceiveChannel[tuple[PeerId, tuple[str, ...]]]) -> None:
-    async for peer, addresses in heard:
-        driver.feed(e.Discovered(peer, addresses))

@@ -10,7 +10,8 @@ from p2pmesh.trust.statements import ZONES_MAX, Certificate, Signer, Statement
 
 NO_KEY = (
     "this peer signs for nobody: no signer's key was on this machine when it was started (`p2pmesh mesh key` "
-    "makes one, and `p2pmesh mesh change --add`, where one signs already, lets it sign)"
+    "makes one, and `p2pmesh mesh change --add`, where one signs already, lets it "
+    "sign; start this peer anew then)"
 )
 NOT_A_SIGNER = (
     "this peer signs for nobody: the signer's key on this machine is not, or not yet, one of those who sign "

@@ -275,6 +275,12 @@ class Roster:
         orphans = [signed for signed in told.values() if not signed.signers(_ids(self.last))]
         return sorted(orphans, key=lambda one: (_at(one), one.digest))[-REVOKED_MAX // 2 :]
 
+    def revoked_last(self, now: float) -> int:
+        """Return when, in Unix seconds, those who sign at `now` have thrown anybody out last; -1: never."""
+        signing = self.quorum(now).signers
+        said = [_at(signed) for (signer, _), signed in self._revoked.items() if signer in signing]
+        return max(said, default=-1)
+
     def revoked_at(self, peer: PeerId, now: float) -> int:
         """Return when, in Unix seconds, `peer` was thrown out the last time, by those who sign at `now`; -1:
         never."""

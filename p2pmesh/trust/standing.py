@@ -341,10 +341,12 @@ class Standing:
         """Return a ticket of `secret`, random bytes, which lets `uses` peers in during `life_s` seconds.
         Raises Untrusted where this peer alone cannot let them in."""
         now = self._clock()
+        # A revocation lies up to a second ahead: a ticket after it is to be good for whom it threw out.
+        made = max(now, min(now + 1, self.roster.revoked_last(now) - SKEW_S + 1e-3))
         self.certify(self.me, zones, int(now))  # what could not be certified then is refused now
         self.member()  # to one that is outside nobody comes
         ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
-        self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now))
+        self._keep_invites(tickets.invite(secret, zones, now + life_s, uses, self.invites, now, made))
         return Ticket.parse(str(ticket))
 
     def withdraw(self, ticket: Ticket) -> tuple[PeerId, ...]:

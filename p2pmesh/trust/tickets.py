@@ -88,10 +88,16 @@ class Invite:
 
 
 def invite(
-    secret: bytes, zones: tuple[str, ...], until: float, uses: int, open_: tuple[Invite, ...], now: float
+    secret: bytes,
+    zones: tuple[str, ...],
+    until: float,
+    uses: int,
+    open_: tuple[Invite, ...],
+    now: float,
+    made: float | None = None,
 ) -> tuple[Invite, ...]:
-    """Return the invites `open_` with one more. Raises Untrusted where it could let nobody in, or there are
-    too many."""
+    """Return the invites `open_` with one more, which counts as `made` then (None: now). Raises
+    Untrusted where it could let nobody in, or there are too many."""
     if not 1 <= uses <= USES_MAX:
         raise Untrusted(f"a ticket lets in 1..{USES_MAX} peers, not {uses}")
     if until <= now:
@@ -99,7 +105,8 @@ def invite(
     alive = tuple(one for one in open_ if one.until > now)
     if len(alive) >= OPEN_MAX:
         raise Untrusted(f"{len(alive)} tickets are open already: wait until one expires")
-    return (*alive, Invite(hashlib.sha256(secret).digest(), zones, now, until, uses))
+    made = now if made is None else made
+    return (*alive, Invite(hashlib.sha256(secret).digest(), zones, made, until, uses))
 
 
 def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, tuple[Invite, ...]]:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from p2pmesh.cli.main import main
+from p2pmesh.peer import meeting
 from tests.integration.processes import PeerProcess, echo_config, until
 from tests.integration.test_processes import refused
 
@@ -131,6 +132,22 @@ def test_another_machine_signs_from_then_on_and_nobody_is_cut_off(tmp_path: Path
             with running(tmp_path, "dora") as (dora,):
                 until(lambda: dora.alive() == {"blaise", "carl", "dora"})
             assert "not a change" in said("mesh", "sign", "--yes", "x", "--state", str(blaise.state), code=1)
+
+
+def test_who_comes_back_while_the_one_who_let_it_in_is_gone_finds_the_others(tmp_path: Path) -> None:
+    """It knew the founder's address alone, and was alone until that was back."""
+    said("mesh", "create", "lab", "--state", state(tmp_path, "ada"))
+    with running(tmp_path, "ada") as (ada,):
+        for name in ("blaise", "carl"):
+            joins(tmp_path, name, ticket(ada))
+        with running(tmp_path, "blaise") as (blaise,):
+            with running(tmp_path, "carl") as (carl,):
+                until(lambda: all(p.alive() == {"ada", "blaise", "carl"} for p in (ada, blaise, carl)))
+                until(lambda: blaise.told["id"] in meeting.before(carl.state))
+            ada.stop()
+            until(lambda: blaise.alive() == {"blaise"})
+            with running(tmp_path, "carl") as (carl,):
+                until(lambda: carl.alive() == blaise.alive() == {"blaise", "carl"})
 
 
 def test_a_peer_of_no_mesh_or_another_stays_outside(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from p2pmesh.config import Engine, Http, Limits, Net, Relay
 from p2pmesh.errors import EngineError, ListenError, StateLocked
 from p2pmesh.net.host import Host, LinkDown, LinkUp, Priority, open_host
 from p2pmesh.net.identity import Identity
-from p2pmesh.peer import peer as peer_module
+from p2pmesh.peer import meeting
 from p2pmesh.peer.driver import BAD_FRAMES_MAX
 from p2pmesh.peer.models import DEFAULT_SYSTEM_PROMPT
 from p2pmesh.protocol import events as e
@@ -386,7 +386,7 @@ async def test_a_peer_that_ends_is_dropped_by_all():
 
 
 async def test_a_peer_that_has_left_does_not_come_back_by_itself(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peer_module, "_JOIN_RETRY_MAX_S", 0.1)
+    monkeypatch.setattr(meeting, "RETRY_MAX_S", 0.1)
     dialled: list[object] = []
     dial = Host.dial
     async with cluster(replace(ASKER, net=Net(dial_discovered=False))) as (asker,):
@@ -397,7 +397,7 @@ async def test_a_peer_that_has_left_does_not_come_back_by_itself(monkeypatch: py
             # Told by its goodbye, not by suspicion, which would take longer than this.
             await until(lambda: not any(m.alive for m in asker.members() if m.id == b.id))
             monkeypatch.setattr(Host, "dial", lambda *told: (dialled.append(told), dial(*told)))
-            await trio.sleep(peer_module._JOIN_RETRY_S + 0.5)  # when it would dial again
+            await trio.sleep(meeting.RETRY_S + 0.5)  # when it would dial again
             assert dialled == []
             assert (asker.status()["links"], b.status()["links"]) == (0, 0)
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from p2pmesh.cli import client
 from p2pmesh.cli.main import main
 from p2pmesh.cli.up import _config, up
+from p2pmesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -331,6 +332,17 @@ def test_flags_become_settings(tmp_path: Path):
 def test_an_echo_needs_no_name_and_no_model_means_none():
     assert [m.model for m in settings("--engine", "echo").models] == ["echo"]
     assert settings("--no-model").models == ()
+
+
+@pytest.mark.parametrize("flags", [["--model", "letters"], ["--engine", "echo"]])
+def test_a_flag_takes_no_zone_off_a_model_in_silence(tmp_path: Path, flags: list[str]):
+    """The same model answered everybody."""
+    file = tmp_path / "f.toml"
+    file.write_text('[[models]]\nmodel = "letters"\nzones = ["hr"]\n')
+    with pytest.raises(ConfigError, match=r"the zones that .*letters is for: say in the file"):
+        settings("--config", str(file), *flags)
+    assert settings("--config", str(file), "--no-model").models == ()
+    assert settings("--config", str(file), "--name", "x").models[0].zones == ("hr",)
 
 
 def test_each_flag_has_the_variable_of_its_name(tmp_path: Path):

@@ -264,6 +264,21 @@ def test_who_was_let_in_anew_just_now_can_be_thrown_out_again(clock: Clock) -> N
     assert blaise.outsiders([ADA]) == [ADA]
 
 
+def test_a_ticket_given_out_in_the_second_of_a_revocation_lets_in_and_an_older_one_does_not(
+    clock: Clock,
+) -> None:
+    clock.now += 0.3
+    blaise = signer(clock)
+    older = blaise.invite(b"o" * 16, (), (), 60.0, 1)
+    clock.now += 0.1
+    blaise.revoke(ADA)
+    ticket = blaise.invite(SECRET, (), (), 60.0, 1)
+    with pytest.raises(Untrusted, match="given out since then"):
+        blaise.admit(ADA, shown_for(older))
+    ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
+    assert blaise.admit(ADA, ada.show()) == b""
+
+
 def test_who_is_known_by_his_record_alone_is_thrown_out_as_surely(clock: Clock) -> None:
     blaise = signer(clock)
     ahead = certificate(MESH, KEYS[0], since=NOW + 2 * SKEW_S)
