@@ -23,7 +23,10 @@ from p2pmesh.errors import ConfigError
 from p2pmesh.gateway import server
 from p2pmesh.gateway.keys import Keys
 from p2pmesh.gateway.server import open_public
+from p2pmesh.net.identity import load_or_create
+from p2pmesh.peer import credentials
 from p2pmesh.peer.peer import open_peer
+from p2pmesh.peer.state import KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,6 +86,9 @@ async def public(tmp_path: Path, zones: tuple[str, ...] = (), **more: Any) -> As
     certificate, private_key = self_signed(tmp_path)
     http = Http(public="127.0.0.1:0", certificate=str(certificate), private_key=str(private_key), **more)
     echo = ModelConfig(model="echo", engine="echo", tokens_per_s=1_000.0, zones=zones)
+    if zones:
+        (tmp_path / "state").mkdir()
+        credentials.found(tmp_path / "state", load_or_create(tmp_path / "state" / KEY), "lab", zones)
     config = Config(name="ada", state=str(tmp_path / "state"), models=(echo,), embedder="none", http=http)
     with trio.fail_after(HANG_S):
         async with open_peer(config) as peer, open_public(peer) as url:
@@ -120,11 +126,15 @@ async def test_a_key_is_good_in_its_zones_alone(tmp_path: Path) -> None:
 async def test_a_key_sees_the_models_of_its_zones_alone(tmp_path: Path) -> None:
     async with public(tmp_path, zones=("hr",)) as it:
         plain, zoned = it.keys.make("plain", []), it.keys.make("zoned", ["hr"])
-        for key, names in ((plain, ["auto"]), (zoned, ["auto", "echo"])):
+        law = it.keys.make("law", ["law"])
+        for key, names in ((plain, ["auto"]), (law, ["auto"]), (zoned, ["auto", "echo"])):
             told = (await it.call("GET", "/v1/models", key)).json()["data"]
             assert [model["id"] for model in told] == names
             assert (await it.call("GET", "/v1/models/echo", key)).is_success is ("echo" in names)
         assert (await it.chat(plain)).json()["error"]["code"] == "no_route"
+        assert (await it.chat(zoned, zone="hr")).is_success
+        words = [(await it.chat(plain, model=name)).json()["error"] for name in ("echo", "none")]
+        assert words[0] == {**words[1], "message": words[1]["message"].replace("none", "echo")}
 
 
 async def test_one_key_takes_no_more_than_its_share_and_the_others_notice_nothing(tmp_path: Path) -> None:
