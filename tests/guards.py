@@ -176,11 +176,11 @@ WEAKENINGS = (
     Weakening(
         "trust/roster.py", "if said.since > said.not_before + SINCE_AHEAD_MAX_S:", "if False:", "roster"
     ),
-    Weakening("trust/roster.py", "if news and former and not for_good:", "if news and former:", "roster"),
+    Weakening("trust/roster.py", "if news and not for_good:", "if news:", "roster"),
     Weakening(
         "trust/standing.py",
-        "at = max(math.ceil(self._clock()) + SKEW_S, self._seen.since(peer))",
-        "at = math.ceil(self._clock()) + SKEW_S",
+        "at = max(math.ceil(tickets.newest(self.invites, self._clock())) + SKEW_S, self._seen.since(peer))",
+        "at = math.ceil(tickets.newest(self.invites, self._clock())) + SKEW_S",
         "standing",
     ),
     Weakening("protocol/routing.py", "if not model.answers_in(query.zone):", "if False:", "routing"),

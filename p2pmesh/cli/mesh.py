@@ -305,7 +305,7 @@ def revoke(peer: str, url: str | None, state: str, as_json: bool) -> None:
         click.echo(json.dumps(body))
         return
     click.echo(f"{meant[0]} is thrown out; tickets it has used are void", err=True)
-    if not any(other["linked"] for other in known):
+    if not any(other["linked"] for other in known if other["id"] != meant[0]):
         click.echo("nobody has heard of it yet, as this peer has no link: it tells whom it meets", err=True)
 
 

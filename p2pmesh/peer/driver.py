@@ -177,7 +177,8 @@ class Driver:
             case e.Fail():
                 self._deliver(effect)
             case e.Notify():
-                _log.info("%s: %s", effect.peer, effect.what)
+                level = logging.WARNING if effect.peer == self.machine.me else logging.INFO
+                _log.log(level, "%s: %s", effect.peer, effect.what)
             case _:
                 assert_never(effect)
 

@@ -24,7 +24,8 @@ _log = logging.getLogger("p2pmesh.peer")
 RETRY_S = 2.0
 """Seconds between tries of those addresses while there is no link at all. A guess."""
 RETRY_MAX_S = 30.0
-"""Most seconds between tries of those in `net.join` while there are other links."""
+"""Most seconds between tries of those in `net.join` while there are other links, and of those who were met
+before."""
 KEEP_S = 5.0
 """Seconds between two looks whom to remember. A guess: a peer that lives shorter has met nobody yet."""
 BEFORE_MAX = 16
@@ -44,7 +45,7 @@ def before(path: Path) -> Places:
     try:
         data = state.kept(path, _FILE, _FILE_BYTES_MAX)
         return {} if data is None else msgspec.msgpack.decode(data, type=Places)
-    except (ConfigError, msgspec.MsgspecError) as exc:
+    except (ConfigError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         _log.warning("whom this peer met before is forgotten: %s", exc)
         return {}
 
@@ -71,7 +72,7 @@ async def look_for_others(
 async def remember(path: Path, driver: Driver, known: Places) -> None:
     """Keep whom this peer is linked to, so that it finds somebody when it comes back and the one who let it
     in is gone; until it is linked to anybody, look for those `known` from before."""
-    unkept = ""
+    unkept, pause = "", RETRY_S
     while True:
         linked = driver.machine.membership.links
         for peer, addresses in known.items() if not linked else ():
@@ -85,7 +86,8 @@ async def remember(path: Path, driver: Driver, known: Places) -> None:
                     _log.warning("whom this peer has met will be forgotten: %s", exc)
                 unkept = str(exc)
             known = found
-        await trio.sleep(KEEP_S if linked else RETRY_S)
+        await trio.sleep(KEEP_S if linked else pause)
+        pause = RETRY_S if linked else min(RETRY_MAX_S, 2 * pause)
 
 
 async def keep_joined(driver: Driver, host: Host, addresses: tuple[str, ...]) -> None:

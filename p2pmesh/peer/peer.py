@@ -387,24 +387,27 @@ async def open_peer(config: Config | None = None) -> AsyncIterator[Peer]:
         stack.callback(driver.close)
         feed = driver.feed
 
-        def describe() -> None:
+        def told() -> tuple[Capability, tuple[str, ...]]:
             able = models.capability()
             if standing is not None:
                 able = replace(able, zones=standing.zones())
-            driver.feed(e.Described(able, host.addresses[: config.limits.addresses_max]))
+            return able, host.addresses[: config.limits.addresses_max]
 
+        def describe() -> None:
+            driver.feed(e.Described(*told()))
+
+        able, addresses = told()
+        check_told(machine.codec, replace(machine.gossip.me.record, capability=able, addresses=addresses))
         models.on_change(describe)
-        first = replace(machine.gossip.me.record, capability=models.capability(), addresses=host.addresses)
-        check_told(machine.codec, first)
         describe()
         if standing is not None:
             standing.on_renewal = describe
         peer = Peer(config, directory, host, driver, models, standing)
         nursery = await stack.enter_async_context(background())
         nursery.start_soon(driver.run)
-        addresses = tuple(dict.fromkeys((*config.net.join, *contacts)))
-        place = None if standing is None else directory
-        nursery.start_soon(meeting.look_for_others, peer._meeting, driver, host, addresses, place)
+        named = tuple(dict.fromkeys((*config.net.join, *contacts)))
+        place = directory if standing is not None and config.net.dial_discovered else None
+        nursery.start_soon(meeting.look_for_others, peer._meeting, driver, host, named, place)
         if config.net.mdns:
             heard = await stack.enter_async_context(open_discovery(host.id, host.addresses, config.net))
             nursery.start_soon(meeting.meet, driver, heard)

@@ -49,7 +49,8 @@ class Policy:
         stays = self._key is not None and all(self._key.id in quorum.signers for quorum in quorums)
         if not (self.zones and stays and isinstance(said, Certificate)):
             return None
-        named = {zone for zone, peers in self.zones.items() if peer in peers}
-        kept = sorted(zone for zone in said.zones if zone not in self.zones)
-        zones = {*kept[: max(0, ZONES_MAX - len(named))], *named}  # one that is full would be renewed no more
+        kept = [zone for zone in said.zones if zone not in self.zones or peer in self.zones[zone]]
+        new = sorted(zone for zone, peers in self.zones.items() if peer in peers and zone not in kept)
+        # Nothing gives way to what is new: another signer would put it back, and this one again, without end.
+        zones = {*kept, *new[: max(0, ZONES_MAX - len(kept))]}
         return None if zones == set(said.zones) else tuple(sorted(zones))

@@ -255,10 +255,12 @@ class Roster:
         for_good = peer in self.banned and peer not in self.former
         # One that was just let in anew, by a clock that is ahead, is out as well.
         news = self.ban_since(peer, min(since, int(now) + SKEW_S + SINCE_AHEAD_MAX_S))
-        if news and former and not for_good:
-            self.former.add(peer)
-        elif news:
+        if former:
+            if news and not for_good:
+                self.former.add(peer)
+        elif peer in self.former:  # also by what is older: in whatever order it is heard
             self.former.discard(peer)
+            news = True
         return news
 
     def ban_since(self, peer: PeerId, since: int) -> bool:
@@ -275,11 +277,9 @@ class Roster:
         orphans = [signed for signed in told.values() if not signed.signers(_ids(self.last))]
         return sorted(orphans, key=lambda one: (_at(one), one.digest))[-REVOKED_MAX // 2 :]
 
-    def revoked_last(self, now: float) -> int:
-        """Return when, in Unix seconds, those who sign at `now` have thrown anybody out last; -1: never."""
-        signing = self.quorum(now).signers
-        said = [_at(signed) for (signer, _), signed in self._revoked.items() if signer in signing]
-        return max(said, default=-1)
+    def revoked_last(self, signer: PeerId) -> int:
+        """Return when, in Unix seconds, `signer` has thrown anybody out last; -1: never."""
+        return max((_at(signed) for (who, _), signed in self._revoked.items() if who == signer), default=-1)
 
     def revoked_at(self, peer: PeerId, now: float) -> int:
         """Return when, in Unix seconds, `peer` was thrown out the last time, by those who sign at `now`; -1:

@@ -19,19 +19,16 @@ class Seen:
     """What was looked at, the latest of it."""
 
     def __init__(self) -> None:
-        self._shown: dict[PeerId, Signed] = {}
+        self.shown: dict[PeerId, Signed] = {}
+        """What those have shown last that were let in."""
         self._told: dict[bytes, Signed] = {}
 
     def show(self, peer: PeerId, certificate: Signed) -> None:
         """`peer` has shown it itself, and was let in."""
-        self._shown.pop(peer, None)
-        if len(self._shown) >= SEEN_MAX:
-            del self._shown[next(iter(self._shown))]
-        self._shown[peer] = certificate
-
-    def shown_by(self, peer: PeerId) -> Signed | None:
-        """Return what `peer` has shown last; None: nothing that is remembered."""
-        return self._shown.get(peer)
+        self.shown.pop(peer, None)
+        if len(self.shown) >= SEEN_MAX:
+            del self.shown[next(iter(self.shown))]
+        self.shown[peer] = certificate
 
     def tell(self, data: bytes, certificate: Signed) -> None:
         """It came as `data` with a record, and held."""
@@ -48,6 +45,6 @@ class Seen:
         return max((said.since for said in self._all() if said.peer == peer), default=-1)
 
     def _all(self) -> Iterator[Certificate]:
-        for signed in (*self._shown.values(), *self._told.values()):
+        for signed in (*self.shown.values(), *self._told.values()):
             if isinstance(signed.statement, Certificate):
                 yield signed.statement

@@ -205,13 +205,9 @@ class Standing:
         """Return those of `peers` that would not be let in any more."""
         now, found = self._clock(), []
         for peer in peers:
-            certificate = self._seen.shown_by(peer)
             try:
-                if certificate is not None:
-                    self.roster.check(certificate, peer, now)
-            except Untrusted:
-                certificate = None
-            if certificate is None:
+                self.roster.check(self._seen.shown[peer], peer, now)
+            except (KeyError, Untrusted):
                 found.append(peer)
         return found
 
@@ -245,14 +241,19 @@ class Standing:
         """Where this peer is not let in any more: one that has the key that suffices was only away for long.
         Any other needs a ticket."""
         said, now = self._said, self._clock()
-        if self.signs and self.roster.revoked_at(self.me, now) < said.since:
-            banned = said.since <= self.roster.banned.get(self.me, -1)  # nobody else could let it in
-            try:
-                self._show_from_now_on(self.certify(self.me, said.zones, int(now) if banned else said.since))
-            except Untrusted:
-                return b""
-            return self.show()
-        return b""
+        out_at = self.roster.revoked_at(self.me, now)
+        if not self.signs or said.since <= out_at:
+            return b""
+        banned = said.since <= self.roster.banned.get(self.me, -1)  # nobody else could let it in
+        since = int(now) if banned else min(said.since, int(now))  # a clock may have been ahead
+        try:
+            new = self.certify(self.me, said.zones, max(since, out_at + 1))
+        except Untrusted:
+            return b""
+        if not self._grants_all(new, now):
+            return b""
+        self._show_from_now_on(new)
+        return self.show()
 
     def take(self, granted: bytes) -> None:
         """Take a signature under the draft, which becomes the certificate once there are enough of them, or
@@ -284,7 +285,7 @@ class Standing:
     def granted(self, peer: PeerId) -> bytes:
         """Return a certificate for `peer`, this one or one that was let in, by this machine's policy, where
         that grants it other zones than it shows; nothing otherwise, and where this machine alone cannot."""
-        certificate = self.own if peer == self.me else self._seen.shown_by(peer)
+        certificate = self.own if peer == self.me else self._seen.shown.get(peer)
         now = self._clock()
         said = None if certificate is None else certificate.statement
         zones = self.policy.instead(peer, said, now)
@@ -341,8 +342,7 @@ class Standing:
         """Return a ticket of `secret`, random bytes, which lets `uses` peers in during `life_s` seconds.
         Raises Untrusted where this peer alone cannot let them in."""
         now = self._clock()
-        # A revocation lies up to a second ahead: a ticket after it is to be good for whom it threw out.
-        made = max(now, min(now + 1, self.roster.revoked_last(now) - SKEW_S + 1e-3))
+        made = tickets.counts_from(now, self.roster.revoked_last(self._signing().id) - SKEW_S)
         self.certify(self.me, zones, int(now))  # what could not be certified then is refused now
         self.member()  # to one that is outside nobody comes
         ticket = Ticket(self.roster.mesh, self.me, addresses, secret)
@@ -375,8 +375,8 @@ class Standing:
         if peer == self.me:
             raise Untrusted("that is this peer itself: let another signer's do it")
         key = self._signing()
-        # It may have been let in by a signer whose clock is ahead, and anew since it was thrown out before.
-        at = max(math.ceil(self._clock()) + SKEW_S, self._seen.since(peer))
+        # A signer whose clock is ahead may have let it in, and anew since; no ticket is to bring it back.
+        at = max(math.ceil(tickets.newest(self.invites, self._clock())) + SKEW_S, self._seen.since(peer))
         signed = Signed.of(Revocation(self.roster.mesh, peer, at), [key])
         self.learn([signed.to_bytes()])
         if self.roster.revoked_at(peer, self._clock()) < at:
@@ -420,7 +420,7 @@ class Standing:
         out_until = self.roster.revoked_at(peer, self._clock())
         found, after = tickets.redeem(secret, peer, self.invites, out_until - SKEW_S, self._clock())
         # Since the ticket was given out, not since now: who has not heard of a revocation undoes it not.
-        since = max(int(found.made), out_until + 1)
+        since = max(min(int(found.made), int(self._clock())), out_until + 1)
         if since <= self.roster.banned.get(peer, -1):
             raise Untrusted(EQUIVOCATES)
         certificate = self.certify(peer, found.zones, since)

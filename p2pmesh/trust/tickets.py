@@ -27,6 +27,8 @@ USES_MAX = 100
 """Most peers that one ticket lets in."""
 OPEN_MAX = 256
 """Most tickets of one peer that are good at a time."""
+_AHEAD_MAX_S = 295.0
+"""Most seconds by which a ticket may be dated ahead: who comes with it must not be in at a time to come."""
 _MAGIC = "p2pmesh-"
 _CHECK_BYTES = 4
 
@@ -107,6 +109,17 @@ def invite(
         raise Untrusted(f"{len(alive)} tickets are open already: wait until one expires")
     made = now if made is None else made
     return (*alive, Invite(hashlib.sha256(secret).digest(), zones, made, until, uses))
+
+
+def counts_from(now: float, out_at: float) -> float:
+    """Return when a ticket that is given out now counts as made, where somebody was thrown out at `out_at`
+    last, which is a whole second and may lie some ahead: after that, as it is to let him in."""
+    return max(now, min(now + _AHEAD_MAX_S, out_at + 1e-3))
+
+
+def newest(open_: tuple[Invite, ...], now: float) -> float:
+    """Return when the last of `open_` was made, or `now` where that is later."""
+    return max([now, *(one.made for one in open_)])
 
 
 def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, tuple[Invite, ...]]:

@@ -767,7 +767,7 @@ async def test_what_is_no_adapter_for_this_model_is_refused(model: Path, tmp_pat
 async def test_a_child_is_kept_within_bounds(model: Path):
     async with running(load(model, slots=2)) as engine:
         limits = limits_of(engine.handle.pid)
-        assert limits["Max core file size"] == ["1", "1"]
+        assert {*limits["Max core file size"]} <= {"0", "1"}
         assert limits["Max open files"] == ["1024", "1024"]
         soft, hard = limits["Max data size"]
         assert 2**30 < int(soft) == int(hard) < 2**31

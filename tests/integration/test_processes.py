@@ -133,7 +133,7 @@ def test_ask_prints_the_answer_alone_and_the_way_only_when_asked(ada: PeerProces
 
 def test_a_peer_that_crashes_leaves_no_core_file(ada: PeerProcess):
     told = Path(f"/proc/{ada.pid}/limits").read_text().splitlines()
-    assert next(line for line in told if line.startswith("Max core file size")).split()[4:6] == ["1", "1"]
+    assert next(line for line in told if line.startswith("Max core file size")).split()[5] in ("0", "1")
 
 
 def test_the_environment_says_which_peer_is_meant(ada: PeerProcess):

@@ -55,10 +55,21 @@ def test_what_was_kept_comes_back_and_what_is_damaged_is_forgotten(
     state.keep(tmp_path, "met", msgspec.msgpack.encode({"a": [AT]}))
     assert meeting.before(tmp_path) == {"a": [AT]}
     assert not caplog.text
-    for spoil in (lambda: state.keep(tmp_path, "met", b"junk"), lambda: (tmp_path / "met").write_text("x")):
-        spoil()
+    for junk in (b"junk", b"\x81\xa1\xff\x90", b""):
+        state.keep(tmp_path, "met", junk)
         assert meeting.before(tmp_path) == {}
-    assert caplog.text.count("is forgotten") == 2
+    (tmp_path / "met").write_text("x")
+    assert meeting.before(tmp_path) == {}
+    assert caplog.text.count("is forgotten") == 4
+
+
+async def test_who_is_alone_for_long_looks_less_often(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    driver: Any = Driver()
+    with trio.move_on_after(600.0):
+        await meeting.remember(tmp_path, driver, {"a": [AT]})
+    assert 600 / meeting.RETRY_MAX_S <= len(driver.fed) <= 600 / meeting.RETRY_MAX_S + 5
 
 
 async def test_while_it_is_alone_it_looks_for_those_of_before_and_then_remembers_those_of_now(
@@ -67,12 +78,12 @@ async def test_while_it_is_alone_it_looks_for_those_of_before_and_then_remembers
     driver: Any = Driver()
     with trio.move_on_after(2.5 * meeting.RETRY_S):
         await meeting.remember(tmp_path, driver, {"a": [AT]})
-    assert driver.fed == [e.Discovered(PeerId("a"), (AT,))] * 3
+    assert driver.fed == [e.Discovered(PeerId("a"), (AT,))] * 2
     assert meeting.before(tmp_path) == {}  # there was nothing new
     driver.links[PeerId("b")] = None
     with trio.move_on_after(3 * meeting.KEEP_S):
         await meeting.remember(tmp_path, driver, {"a": [AT]})
-    assert len(driver.fed) == 3
+    assert len(driver.fed) == 2
     assert meeting.before(tmp_path) == {"a": [AT], "b": [AT]}
 
 

@@ -141,16 +141,18 @@ def test_who_was_let_in_at_a_time_to_come_is_not_in_and_could_never_be_thrown_ou
                 roster.ban(ADA, (signed,), NOW)
 
 
-def test_a_ban_by_those_who_sign_is_for_good_whatever_others_bring_later(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("later_first", [False, True])
+def test_a_ban_by_those_who_sign_is_for_good_whatever_others_bring(
+    monkeypatch: pytest.MonkeyPatch, later_first: bool
 ) -> None:
     """A former signer and the liar brought newer evidence, and it was the next to be forgotten."""
     monkeypatch.setattr(rosters, "BANNED_MAX", 1)
     mesh = genesis(KEYS[0], KEYS[1])
     roster = Roster(mesh)
-    assert roster.ban(ADA, (certificate(mesh, KEYS[1]),), NOW)
     roster.add(change(mesh, [], *KEYS[:2], to=(KEYS[1],)), NOW)
-    assert roster.ban(ADA, (certificate(mesh, KEYS[0], since=NOW + 1),), NOW)
+    evidence = [certificate(mesh, KEYS[1]), certificate(mesh, KEYS[0], since=NOW + 1)]
+    for signed in reversed(evidence) if later_first else evidence:
+        assert roster.ban(ADA, (signed,), NOW)
     assert not roster.ban(BLAISE, (certificate(mesh, KEYS[1], peer=BLAISE),), NOW)
     with pytest.raises(Untrusted, match="two records"):
         roster.check(certificate(mesh, KEYS[1]), ADA, NOW)

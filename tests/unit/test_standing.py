@@ -275,6 +275,9 @@ def test_a_ticket_given_out_in_the_second_of_a_revocation_lets_in_and_an_older_o
     ticket = blaise.invite(SECRET, (), (), 60.0, 1)
     with pytest.raises(Untrusted, match="given out since then"):
         blaise.admit(ADA, shown_for(older))
+    blaise.revoke(CARL)
+    with pytest.raises(Untrusted, match="given out since then"):
+        blaise.admit(CARL, shown_for(ticket))  # it is dated ahead, and older all the same
     ada = welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock)
     assert blaise.admit(ADA, ada.show()) == b""
 
@@ -309,7 +312,59 @@ def test_a_policy_that_leaves_no_room_takes_what_it_does_not_name(clock: Clock) 
     blaise.admit(ADA, ada.show())
     clock.now += 1
     ada.take(blaise.granted(ADA))
-    assert set(ada.zones()) == {GENERAL, "law", "tax", *(f"z{i:02}" for i in range(13))}
+    assert set(ada.zones()) == {GENERAL, "law", *(f"z{i:02}" for i in range(14))}
+
+
+def test_two_policies_that_want_more_than_there_is_room_for_come_to_rest(clock: Clock) -> None:
+    """Each put back what the other had taken out, and every look was a new certificate."""
+    mesh = genesis(*KEYS[:2])
+    ada = member(clock, mesh=mesh)
+    both = [member(clock, peer, mesh, key) for peer, key in zip((BLAISE, CARL), KEYS[:2], strict=True)]
+    for number, one in enumerate(both):
+        one.policy.zones = {f"z{number}{i}": frozenset({ADA}) for i in range(8)}
+    taken = 0
+    for _ in range(6):
+        for one in both:
+            clock.now += 1
+            one.admit(ADA, ada.show())
+            if granted := one.granted(ADA):
+                ada.take(granted)
+                taken += 1
+    assert taken == 2
+    assert len(ada.zones()) == 16
+
+
+def test_a_founder_whose_clock_was_ahead_lets_itself_in_again_once_it_is_right(clock: Clock) -> None:
+    papers = certificate(MESH, KEYS[0], peer=BLAISE, since=NOW + 7_200, begins=NOW + 7_200, life=LIFE_S)
+    changes: list[int] = []
+    blaise = Standing(BLAISE, MESH, papers, clock, key=KEYS[0])
+    blaise.on_change = lambda: changes.append(1)
+    assert blaise.renewal()
+    assert blaise.member()
+    for _ in range(5):
+        assert not blaise.renewal()
+    assert len(changes) == 1
+    healed = certificate(MESH, KEYS[0], peer=BLAISE, since=NOW + 7_200, begins=NOW)  # by earlier code
+    again = Standing(BLAISE, MESH, healed, clock, key=KEYS[0])
+    assert again.renewal()
+    assert again.member()
+
+
+def test_who_cannot_let_itself_in_again_keeps_what_it_has(clock: Clock) -> None:
+    """It took a certificate that nobody believed, and wrote it down, at every look."""
+    blaise = signer(clock)
+    clock.now += 2 * DAY
+    blaise.roster.ban_since(BLAISE, int(clock.now) + 60)
+    blaise.on_change = lambda: pytest.fail("there is nothing new to keep")
+    assert blaise.renewal() == b""
+
+
+def test_a_ticket_of_a_clock_that_was_ahead_is_good_when_it_is_right(clock: Clock) -> None:
+    blaise = signer(clock)
+    clock.now += 7_200
+    ticket = blaise.invite(SECRET, (), (), 7 * DAY, 1)
+    clock.now -= 7_200
+    assert welcomed(blaise.admit(ADA, shown_for(ticket)), ticket, ADA, clock).member()
 
 
 def test_who_equivocates_is_out_everywhere_until_a_newer_ticket(clock: Clock) -> None:
