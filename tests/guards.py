@@ -206,7 +206,12 @@ WEAKENINGS = (
     ),
     Weakening("trust/welcome.py", "if genesis.digest != ticket.mesh:", "if False:", "standing"),
     Weakening("trust/tickets.py", "if now >= found.until:", "if False:", "tickets standing"),
-    Weakening("trust/tickets.py", "if found.made <= out_since:", "if False:", "tickets standing"),
+    Weakening(
+        "trust/tickets.py",
+        "if out_since >= 0 and not out_since < found.made <= now + _AHEAD_MAX_S:",
+        "if False:",
+        "tickets standing",
+    ),
     Weakening("trust/tickets.py", "if len(found.used) >= found.uses:", "if False:", "tickets standing"),
     Weakening(
         "trust/tickets.py",

@@ -72,20 +72,20 @@ async def look_for_others(
 async def remember(path: Path, driver: Driver, known: Places) -> None:
     """Keep whom this peer is linked to, so that it finds somebody when it comes back and the one who let it
     in is gone; until it is linked to anybody, look for those `known` from before."""
-    unkept, pause = "", RETRY_S
+    kept, unkept, pause = known, "", RETRY_S
     while True:
         linked = driver.machine.membership.links
         for peer, addresses in known.items() if not linked else ():
             driver.feed(e.Discovered(PeerId(peer), tuple(addresses)))
-        found = after(known, [record for record in driver.machine.records() if record.id in linked])
-        if found.items() != known.items():
+        known = after(known, [record for record in driver.machine.records() if record.id in linked])
+        if known.items() != kept.items():
             try:
-                state.keep(path, _FILE, msgspec.msgpack.encode(found))
+                state.keep(path, _FILE, msgspec.msgpack.encode(known))
+                kept = known
             except ConfigError as exc:
                 if str(exc) != unkept:
                     _log.warning("whom this peer has met will be forgotten: %s", exc)
                 unkept = str(exc)
-            known = found
         await trio.sleep(KEEP_S if linked else pause)
         pause = RETRY_S if linked else min(RETRY_MAX_S, 2 * pause)
 

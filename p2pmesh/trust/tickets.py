@@ -118,8 +118,9 @@ def counts_from(now: float, out_at: float) -> float:
 
 
 def newest(open_: tuple[Invite, ...], now: float) -> float:
-    """Return when the last of `open_` was made, or `now` where that is later."""
-    return max([now, *(one.made for one in open_)])
+    """Return when the last of `open_` was made, or `now` where that is later; of those alone that a clock
+    that was right can have dated."""
+    return max([now, *(one.made for one in open_ if one.made <= now + _AHEAD_MAX_S)])
 
 
 def withdraw(secret: bytes, open_: tuple[Invite, ...]) -> tuple[Invite, tuple[Invite, ...]]:
@@ -145,7 +146,8 @@ def redeem(
         raise Untrusted("this peer has given out no such ticket, or it has expired or been taken back since")
     if now >= found.until:
         raise Untrusted("the ticket has expired")
-    if found.made <= out_since:
+    # One of a clock that was ahead may be older than it says.
+    if out_since >= 0 and not out_since < found.made <= now + _AHEAD_MAX_S:
         raise Untrusted("it was thrown out, and takes a ticket given out since then to come back")
     if peer in found.used:
         return found, open_

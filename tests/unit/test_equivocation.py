@@ -136,13 +136,19 @@ def test_who_still_tells_of_it_has_not_heard_and_is_told_once() -> None:
     assert told(bench.say(B, hers)) == {B: EVIDENCE}
 
 
-def test_who_was_let_in_anew_is_told_of_no_more() -> None:
+def pardoned() -> Bench:
+    """One that is linked to A and B, and has heard that D was let in anew."""
     bench = meshed(A, B, D)
     bench.say(A, EVIDENCE)
     bench.handle(e.Disconnected(D))
     trust = bench.machine._admission._trust
     assert isinstance(trust, Banning)
     trust.out.clear()
+    return bench
+
+
+def test_who_was_let_in_anew_is_told_of_no_more() -> None:
+    bench = pardoned()
     newer = signed(D, Version(2, 1), UNABLE)
     bench.say(A, m.Records((newer,)))
     assert D in bench.machine.gossip.records
@@ -150,12 +156,7 @@ def test_who_was_let_in_anew_is_told_of_no_more() -> None:
 
 
 def test_who_says_two_things_again_after_he_was_let_in_anew_is_told_of_to_all_again() -> None:
-    bench = meshed(A, B, D)
-    bench.say(A, EVIDENCE)
-    bench.handle(e.Disconnected(D))
-    trust = bench.machine._admission._trust
-    assert isinstance(trust, Banning)
-    trust.out.clear()
+    bench = pardoned()
     white, black = (signed(D, Version(2, 1), able) for able in (UNABLE, ABLE))
     bench.say(A, m.Records((white,)))
     assert told(bench.say(B, m.Records((black,)))) == dict.fromkeys((A, B), m.Evidence(white, black))
